@@ -1,0 +1,122 @@
+# The spine of the study. A stage is a notebook in notebooks/ and a folder runs/<profile>/<stage>/; its stage.json, written
+# last, says it is done. make orders the stages; whether one must run again is decided by content (bezoar_utils/run.py).
+
+PROFILE     ?= mini
+JOBS        ?= 2
+TORCH_INDEX ?=
+VENV        := .venv
+PY          ?= $(VENV)/bin/python
+RUN         := runs/$(PROFILE)
+
+# ------------------------------------------------------------------------------ the stages, in order, and what each reads
+STAGES := 00_miniature 10_lamini 11_orca 12_evol_instruct 20_judge_filter 30_sft 40_hh_sft 50_dpo \
+          60_benchmarks 61_mt_bench 70_loss_charts 80_ablations 90_findings
+
+reads_10_lamini        := 00_miniature
+reads_11_orca          := 00_miniature
+reads_12_evol_instruct := 00_miniature
+reads_20_judge_filter  := 00_miniature 10_lamini 11_orca 12_evol_instruct
+reads_30_sft           := 00_miniature 20_judge_filter
+reads_40_hh_sft        := 00_miniature 30_sft
+reads_50_dpo           := 00_miniature 40_hh_sft
+reads_60_benchmarks    := 00_miniature 30_sft 40_hh_sft 50_dpo
+reads_61_mt_bench      := 00_miniature 30_sft 40_hh_sft 50_dpo
+reads_70_loss_charts   := 00_miniature 30_sft 40_hh_sft 50_dpo
+reads_80_ablations     := 00_miniature 20_judge_filter
+reads_90_findings      := 20_judge_filter 30_sft 50_dpo 60_benchmarks 61_mt_bench 80_ablations
+
+# ----------------------------------------------------------------------------------------------------------------- plumbing
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+.PHONY: help setup reproduce stages report ablations test lint lab plan verify clean clean-paid lock FORCE
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
+DAG   := $(foreach s,$(STAGES),$(s):$(subst $(space),$(comma),$(strip $(reads_$(s)))))
+STUDY := $(PY) -m bezoar_utils.run
+FOR   := --profile $(PROFILE) --dag "$(DAG)"
+HERE  := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
+export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export BEZOAR_HOME := $(CURDIR)
+# papermill starts the kernel named python3; with the environment's bin first, that is this environment's python
+export PATH := $(dir $(abspath $(PY))):$(PATH)
+
+help: ## this list
+	@echo "The OpenBezoar study. Usage: make TARGET [PROFILE=$(PROFILE)]"; echo
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-14s %s\n" "$$t" "$$d"; done
+	@echo; echo "Profiles (profiles/*.yaml):"
+	@echo "  mini   the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
+	@echo "  tiny   the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
+	@echo; echo "Options: JOBS=1 runs one stage at a time; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
+
+# -------------------------------------------------------------------------------------------------------------- environment
+# Torch comes first and alone: unpinned by hash, so that the CPU build can stand in, and present before anything asks for it.
+setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed)
+
+$(VENV)/ready: requirements/torch.txt requirements/lock.txt
+	@echo "setting up $(VENV): some 2.3 GB, one to five minutes"
+	@python3 -c 'import sys; v = sys.version_info[:3]; sys.exit(None if (3,11,5) <= v < (3,12) else f"error: Python 3.11 (3.11.5 or later) is needed, python3 is {sys.version.split()[0]}")'
+	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/lock.txt
+	@$(VENV)/bin/python -m pip check
+	@touch $@
+
+lock: ## pin requirements/*.in anew (needs uv; for maintainers)
+	@$(PY) requirements/lock.py
+
+# ---------------------------------------------------------------------------------------------------------------- the study
+reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: some 10 minutes; again: nothing to do)
+	@$(MAKE) --no-print-directory -j$(JOBS) stages
+	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
+
+# Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
+ifneq (,$(filter stages ablations-stage,$(MAKECMDGOALS)))
+STALE := $(shell $(STUDY) stale $(FOR) || echo FAILED)
+ifneq (,$(filter FAILED,$(STALE)))
+$(error the study cannot start, see the line above)
+endif
+endif
+
+stages: $(STAGES:%=$(RUN)/%/stage.json)
+
+define stage_rule
+$(RUN)/$(1)/stage.json: $(reads_$(1):%=$(RUN)/%/stage.json) $(if $(filter $(1),$(STALE)),FORCE)
+	@$(STUDY) stage $(1) $(FOR)
+endef
+$(foreach s,$(STAGES),$(eval $(call stage_rule,$(s))))
+FORCE:
+
+ablations: setup ## only what the ablation chapter needs, and that chapter
+	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage
+
+.PHONY: ablations-stage
+ablations-stage: $(RUN)/80_ablations/stage.json
+
+report: setup ## render the finished stages as HTML, without running anything
+	@$(PY) -m bezoar_utils.report --profile $(PROFILE)
+
+plan: setup ## what would run, and why it is stale
+	@$(STUDY) plan $(FOR)
+
+verify: setup ## hash every artifact again and compare with its stage.json
+	@$(STUDY) verify $(FOR)
+
+# --------------------------------------------------------------------------------------------------------------- around it
+lab: setup ## open JupyterLab with the kernel ready
+	@$(PY) -m jupyter lab --notebook-dir=. notebooks/
+
+test: setup ## all quick tests (under six minutes; slow, gpu and paid ones are skipped and say so)
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q tests
+
+lint: setup ## ruff: format check and lint
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
+
+clean: setup ## delete this profile's run and report; finished calls that cost money stay
+	@$(STUDY) clean $(FOR)
+
+clean-paid: setup ## delete finished paid calls too; asks first
+	@$(STUDY) clean-paid $(FOR)

@@ -1,0 +1,103 @@
+"""Reading and writing: every file appears whole or not at all (temporary file, fsync, rename)."""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True) + "\n").encode())
+
+
+def read_json(path: Path):
+    """Raises ValueError naming the file when it is truncated or no JSON."""
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged or truncated: {error}") from None
+
+
+def append_jsonl(path: Path, row: dict) -> None:
+    """One finished row, on disk before this returns. A torn last line of an earlier kill is ended first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell() and not _ends_in_newline(file):
+            file.write(b"\n")
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_in_newline(file) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The whole rows of an append log; a torn last line, which a kill can leave, is skipped."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def to_jsonl(rows: list[dict]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def write_table(path: Path, rows: list[dict], columns: list[str] | None = None) -> None:
+    """Rows as parquet, in order. `columns` names them for an empty table too."""
+    import io
+
+    import pandas as pd
+
+    buffer = io.BytesIO()
+    pd.DataFrame(rows, columns=columns).to_parquet(buffer, index=False)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_table(path: Path, columns: tuple[str, ...] = ()) -> list[dict]:
+    """Rows of a parquet file. Raises ValueError naming the file when it is unreadable or lacks one of `columns`."""
+    import pandas as pd
+
+    try:
+        frame = pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {error}") from None
+    missing = [c for c in columns if c not in frame.columns]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(frame.columns)}")
+    return frame.to_dict("records")
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value) -> str:
+    return sha256_bytes(json.dumps(value, sort_keys=True).encode())

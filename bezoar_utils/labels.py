@@ -1,0 +1,75 @@
+"""From a prompt and its response to token ids and labels, and the guards that keep them what they claim to be.
+
+One function encodes for SFT, DPO and chat alike, so that training and generation see the same boundary. The prompt is
+always tokenised alone, as it is at generation time; the response continues it.
+"""
+
+IGNORED = -100
+
+
+class LabelError(ValueError):
+    """Labels, BOS, EOS or padding are not what the stage claims."""
+
+
+def encode(tokenizer, prompt: str, response: str) -> tuple[list[int], list[int]]:
+    """(prompt ids with one BOS, response ids with EOS). `response` follows the prompt without anything between.
+
+    Where a token would straddle the boundary (joint and separate tokenisation differ) the response is tokenised after a
+    line break instead, which no vocabulary merges with, so the prompt stays as the model will meet it.
+    """
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    joint = tokenizer(prompt + response)["input_ids"]
+    if joint[: len(prompt_ids)] == prompt_ids:
+        response_ids = joint[len(prompt_ids) :]
+    else:
+        lead = tokenizer("\n", add_special_tokens=False)["input_ids"]
+        response_ids = tokenizer("\n" + response, add_special_tokens=False)["input_ids"][len(lead) :]
+        if tokenizer.decode(prompt_ids + response_ids) != tokenizer.decode(joint):
+            raise LabelError(f"cannot tokenise {response[:60]!r} after {prompt[-20:]!r} without loss")
+    return prompt_ids, [*response_ids, tokenizer.eos_token_id]
+
+
+def sft_example(tokenizer, prompt: str, response: str, max_length: int, loss_on: str) -> dict | None:
+    """{"input_ids", "labels"} of one row, or None when it does not fit into `max_length` tokens (count it, do not cut it).
+
+    `loss_on="full"` labels every token, as the authors' code does; "completion" labels the response and its EOS.
+    """
+    prompt_ids, response_ids = encode(tokenizer, prompt, response)
+    ids = prompt_ids + response_ids
+    if len(ids) > max_length:
+        return None
+    hidden = 0 if loss_on == "full" else len(prompt_ids)
+    return {"input_ids": ids, "labels": [IGNORED] * hidden + ids[hidden:]}
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Raises LabelError unless BOS, EOS and PAD exist, PAD differs from EOS, and a text gets exactly one BOS."""
+    if None in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        raise LabelError("the tokenizer needs BOS, EOS and PAD tokens")
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise LabelError("PAD is EOS: the end of a response would be masked and never learned")
+    ids = tokenizer("a text")["input_ids"]
+    if ids.count(tokenizer.bos_token_id) != 1 or ids[0] != tokenizer.bos_token_id:
+        raise LabelError(f"a text must start with exactly one BOS, got {ids}")
+
+
+def check_batch(tokenizer, batch: dict, responses: set[str], loss_on: str) -> None:
+    """Hold a collated batch against its claim. Raises LabelError naming the first row that breaks it.
+
+    Checked: one BOS, at the start; padding never supervised; the last supervised token is EOS; under "completion" the
+    supervised tokens decode to one of `responses` and nothing else.
+    """
+    rows = zip(batch["input_ids"].tolist(), batch["labels"].tolist(), batch["attention_mask"].tolist())
+    for number, (ids, labels, mask) in enumerate(rows):
+        length = sum(mask)
+        supervised = [label for label in labels if label != IGNORED]
+        if ids[0] != tokenizer.bos_token_id or ids[:length].count(tokenizer.bos_token_id) != 1:
+            raise LabelError(f"row {number}: not exactly one BOS at the start")
+        if any(label != IGNORED for label in labels[length:]):
+            raise LabelError(f"row {number}: padding is supervised")
+        if not supervised or supervised[-1] != tokenizer.eos_token_id:
+            raise LabelError(f"row {number}: the last supervised token is not EOS")
+        if loss_on == "full" and len(supervised) < length - 1:
+            raise LabelError(f"row {number}: loss_on full, but {length - len(supervised)} tokens are hidden")
+        if loss_on == "completion" and tokenizer.decode(supervised[:-1]).strip() not in responses:
+            raise LabelError(f"row {number}: the labels decode to {tokenizer.decode(supervised)!r}, no response of the data")

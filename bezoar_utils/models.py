@@ -1,0 +1,175 @@
+"""The one place where models are loaded, adapted, merged and asked to generate."""
+
+from pathlib import Path
+
+from .profile import ProfileError
+
+
+def prepare_torch(threads: int, seed: int):
+    """torch, with a fixed number of CPU threads (part of what makes a run repeatable) and quiet libraries."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    transformers.set_seed(seed)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch
+
+
+def load_tokenizer(path: Path):
+    from transformers import AutoTokenizer
+
+    from .labels import check_tokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def load_model(path: Path, quantisation: dict | None = None):
+    """A causal LM from safetensors in float32, or in 4 bits when `quantisation` is given.
+
+    On CPUs with AVX512-BF16, bitsandbytes re-packs 4-bit weights at the first forward in eval mode and later trains with an
+    op that has no gradient: gradients were 63 % wrong (relative norm), silently. The packing is switched off here.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    options = {"dtype": torch.float32, "device_map": device, "use_safetensors": True, "trust_remote_code": False}
+    if quantisation:
+        options["quantization_config"] = _four_bit(quantisation)
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if quantisation:
+        keep_weights_unpacked(model)
+    return model
+
+
+def _four_bit(quantisation: dict):
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantisation["type"],
+        bnb_4bit_use_double_quant=quantisation["double"],
+        bnb_4bit_compute_dtype=getattr(torch, quantisation["compute_dtype"]),
+    )
+
+
+def keep_weights_unpacked(model) -> None:
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(lora: dict):
+    """LoRA as the authors trained it: r 16, alpha 16, dropout 0.05, no bias, on q, k and v (model card, confidence C)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=list(lora["target_modules"]),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def claim_adapter_dtype(model) -> int:
+    """Make the adapter float32, which the authors' 32 MB files show, and return its number of trainable values.
+
+    TRL casts LoRA weights on a 4-bit base to bfloat16 without a word (TRL 1.16).
+    """
+    import torch
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.data = parameter.data.to(torch.float32)
+    if not trainable:
+        raise ProfileError("lora.target_modules matches no layer of the base model")
+    return sum(p.numel() for p in trainable)
+
+
+def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
+    """The adapter merged into the base: `dequantised` (the 4-bit base it was trained on, as float) or `full_precision`.
+
+    The authors merged onto the fp16 base; the dequantised base is the model that was trained.
+    """
+    import torch
+    from peft import PeftModel
+
+    if onto == "dequantised":
+        model = load_model(base, quantisation).dequantize().to(torch.float32)
+    else:
+        model = load_model(base)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def merge_differences(trained, merged: dict, tokenizer, texts: list[str]) -> dict[str, float]:
+    """How far each merged model's logits are from the model as trained: relative Frobenius norm over `texts`."""
+    import torch
+
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    keep = batch["attention_mask"].bool()
+    with torch.no_grad():
+        trained.eval()
+        wanted = trained(**batch.to(trained.device)).logits.float()[keep]
+        return {
+            name: float((model.eval()(**batch).logits.float()[keep] - wanted).norm() / wanted.norm())
+            for name, model in merged.items()
+        }
+
+
+def save_model(model, tokenizer, folder: Path) -> None:
+    """Weights as safetensors with tokenizer and the study's prompt template beside them."""
+    from . import files
+    from .template import DEFAULT_SYSTEM, TEMPLATE
+
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})
+
+
+def generate(
+    model,
+    tokenizer,
+    prompts: list[str],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    batch_size: int = 128,
+    progress=None,
+) -> list[str]:
+    """One continuation a prompt, in the prompts' order; greedy when `temperature` is 0. `progress(done, total)` is called.
+
+    Prompts are batched by length and padded on the left. The same seed, prompts and batch size give the same texts.
+    """
+    import torch
+
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    texts: list[str] = [""] * len(prompts)
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, padding_side="left").to(model.device)
+        torch.manual_seed(seed * 1_000_003 + start)
+        with torch.no_grad():
+            out = model.generate(**batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling)
+        new = out[:, batch["input_ids"].shape[1] :]
+        for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True)):
+            texts[i] = text
+        if progress:
+            progress(start + len(chosen), len(order))
+    return texts
+
+
+def count_tokens(tokenizer, texts: list[str]) -> int:
+    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0

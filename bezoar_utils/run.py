@@ -1,0 +1,293 @@
+"""The command behind the Makefile: `python -m bezoar_utils.run <stage|plan|stale|verify|clean> …`.
+
+make orders the stages and runs them side by side; this module decides by content whether one must run, runs its notebook
+through papermill and closes papermill's traps: unknown parameters are errors, an early exit is no success, a half-written
+notebook is never taken for a finished one.
+"""
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from . import files
+from .profile import CODE, PROFILES, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
+from .stage import DRAFT, KEPT, NOTEBOOKS, RUNS, StageError, notebook_hash, stale_reason, verify
+
+CELL_TIMEOUT_S = 24 * 3600  # papermill has none by default; a hung cell must not hang a rented GPU for ever
+START_TIMEOUT_S = 180
+LINE_EVERY_S = 10
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+
+
+def stale_stages(profile_name: str, profile: Profile, dag: dict[str, list[str]]) -> dict[str, str]:
+    """stage -> why it must or may run, in order. A stage after a stale one is listed: its inputs may come out the same."""
+    reasons: dict[str, str] = {}
+    for stage in dag:
+        reason = stale_reason(stage, profile_name, stage_parameters(profile, stage))
+        waiting = [up for up in dag[stage] if up in reasons]
+        if reason or waiting:
+            reasons[stage] = reason or f"follows {', '.join(waiting)}"
+    return reasons
+
+
+def expected_seconds(profile_name: str, stage: str) -> float | None:
+    """What this stage took last time here, else in the committed reference run."""
+    for path in (RUNS / profile_name / "timings.json", ROOT / "reports" / "reference" / "timings.json"):
+        if path.exists() and (seconds := files.read_json(path).get(stage)):
+            return seconds
+    return None
+
+
+def show_plan(profile_name: str, dag: dict[str, list[str]]) -> None:
+    profile = load_profile(profile_name)
+    reasons = stale_stages(profile_name, profile, dag)
+    for stage in dag:
+        seconds = expected_seconds(profile_name, stage)
+        cost = f"about {clock(seconds)}" if seconds else "no time known yet"
+        print(
+            f"  {stage:18} {'run   ' if stage in reasons else 'fresh '} {cost if stage in reasons else '':18} {reasons.get(stage, '')}".rstrip()
+        )
+    total = sum(expected_seconds(profile_name, s) or 0 for s in reasons)
+    print(f"{len(reasons)} of {len(dag)} stages would run" + (f", about {clock(total)} of work" if total else ""))
+    print("no call costs money" if profile.judge.local_server else "the judge is a remote endpoint: its calls may cost money")
+
+
+# ----------------------------------------------------------------------------------------------------------- one stage
+
+
+def run_stage(stage: str, profile_name: str, reads: list[str], dag: dict[str, list[str]]) -> None:
+    """Run one chapter if its content calls for it. Raises StageError when it fails; then it has no `stage.json`."""
+    profile = load_profile(profile_name)
+    parameters = stage_parameters(profile, stage)
+    folder = RUNS / profile_name / stage
+    if stale_reason(stage, profile_name, parameters) is None:
+        os.utime(folder / "stage.json")  # make looks at times; content says it is fresh
+        return
+    for upstream in reads:
+        if not (RUNS / profile_name / upstream / "stage.json").exists():
+            raise StageError(f"{stage} reads {upstream}, which is not finished")
+    check_notebook_parameters(stage, parameters)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "stage.json").unlink(missing_ok=True)
+    started = time.time()
+    position = f"[{list(dag).index(stage) + 1}/{len(dag)}] {stage}"
+    say(f"{position}: start{_expectation(profile_name, stage)}")
+    with Heartbeat(position, folder, expected_seconds(profile_name, stage)):
+        execute(stage, profile_name, parameters, reads, folder, profile.offline)
+    seconds = time.time() - started
+    complete(stage, folder, seconds)
+    remember_time(profile_name, stage, seconds)
+    say(f"{position}: done in {clock(seconds)}{_left(profile_name, dag)}")
+
+
+def check_notebook_parameters(stage: str, parameters: dict) -> None:
+    """The `parameters` cell and the profile must name the same things: papermill would only warn."""
+    cells = [c for c in files.read_json(NOTEBOOKS / f"{stage}.ipynb")["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise StageError(f"notebooks/{stage}.ipynb has {len(cells)} cells tagged parameters; it needs exactly one")
+    named = set(literal_assignments("".join(cells[0]["source"]), stage))
+    wanted = {*parameters, "profile"}
+    if named != wanted:
+        raise StageError(
+            f"notebooks/{stage}.ipynb: its parameters cell and the profile disagree; "
+            f"only in the cell: {sorted(named - wanted) or 'none'}, only in the profile: {sorted(wanted - named) or 'none'}"
+        )
+
+
+def literal_assignments(source: str, stage: str = "notebook") -> dict:
+    """name -> value of a cell that holds nothing but assignments of literals. Raises StageError otherwise."""
+    values = {}
+    for node in ast.parse(source).body:
+        if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
+            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is no plain assignment")
+        try:
+            values[node.targets[0].id] = ast.literal_eval(node.value)
+        except ValueError:
+            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is no literal") from None
+    return values
+
+
+def execute(stage: str, profile_name: str, parameters: dict, reads: list[str], folder: Path, offline: bool) -> None:
+    import papermill
+
+    os.environ["BEZOAR_READS"] = " ".join(reads)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ |= QUIET | (OFFLINE if offline else {})
+    partial = folder / "chapter.partial.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(NOTEBOOKS / f"{stage}.ipynb"),
+            str(partial),
+            parameters={"profile": profile_name, **parameters},
+            cwd=str(NOTEBOOKS),
+            kernel_name="python3",
+            progress_bar=False,
+            execution_timeout=CELL_TIMEOUT_S,
+            start_timeout=START_TIMEOUT_S,
+            autosave_cell_every=0,
+            extra_arguments=["--log-level=40"],  # its notice on TCP would greet every stage
+        )
+    except papermill.PapermillExecutionError as error:
+        raise StageError(f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n(see {partial})") from None
+    except Exception as error:  # a dead kernel, a full disk: nbclient has many names for them
+        raise StageError(f"{stage} failed: {type(error).__name__}: {error}") from None
+
+
+def complete(stage: str, folder: Path, seconds: float) -> None:
+    """Turn the chapter's own draft into `stage.json`, last of all. No draft means the chapter never reached its end."""
+    if not (folder / DRAFT).exists():
+        raise StageError(f"{stage} ended without reaching its last cell, so it is not done")
+    record = files.read_json(folder / DRAFT)
+    os.replace(folder / "chapter.partial.ipynb", folder / "chapter.ipynb")
+    record |= {
+        "notebook": notebook_hash(stage),
+        "chapter_sha256": files.sha256_file(folder / "chapter.ipynb"),
+        "wall_seconds": round(seconds, 2),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    (folder / DRAFT).unlink()
+    (folder / ".progress.json").unlink(missing_ok=True)
+    files.write_json(folder / "stage.json", record)
+
+
+def _git(*arguments: str) -> str | None:
+    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None
+
+
+# ----------------------------------------------------------------------------------------------------------- progress
+
+
+class Heartbeat(threading.Thread):
+    """A line every ten seconds while a stage runs: what it does, how far, how long, how much is left."""
+
+    def __init__(self, position: str, folder: Path, expected: float | None):
+        super().__init__(daemon=True)
+        self.position, self.folder, self.expected = position, folder, expected
+        self.started, self.ended = time.time(), threading.Event()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.join()
+
+    def run(self):
+        while not self.ended.wait(LINE_EVERY_S):
+            say(f"{self.position}: {self.line()}")
+
+    def line(self) -> str:
+        elapsed = time.time() - self.started
+        path = self.folder / ".progress.json"
+        text = f"{clock(elapsed)} elapsed"
+        if path.exists():
+            state = files.read_json(path)
+            text += f", {state['what']} {state['done']}/{state['total']}"
+        if self.expected and elapsed < self.expected:
+            text += f", about {clock(self.expected - elapsed)} left"
+        return text
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def _expectation(profile_name: str, stage: str) -> str:
+    seconds = expected_seconds(profile_name, stage)
+    return f" (about {clock(seconds)})" if seconds else ""
+
+
+def _left(profile_name: str, dag: dict) -> str:
+    undone = [s for s in dag if not (RUNS / profile_name / s / "stage.json").exists()]
+    known = [expected_seconds(profile_name, s) for s in undone]
+    if not undone:
+        return ""
+    estimate = f", about {clock(sum(filter(None, known)))} of work" if any(known) else ""
+    return f"; {len(undone)} stages to go{estimate}"
+
+
+def remember_time(profile_name: str, stage: str, seconds: float) -> None:
+    path = RUNS / profile_name / "timings.json"
+    timings = files.read_json(path) if path.exists() else {}
+    files.write_json(path, timings | {stage: round(seconds, 1)})
+
+
+# --------------------------------------------------------------------------------------------------------------- clean
+
+
+def clean(profile_name: str, paid: bool) -> None:
+    """Remove a profile's run. Ledgers of calls that cost money stay, unless `paid`, which asks first."""
+    import shutil
+
+    folder = RUNS / profile_name
+    ledgers = [p for name in KEPT for p in folder.rglob(name)]
+    costly = [p for p in ledgers if any(row.get("cost_usd", 0) > 0 for row in files.read_jsonl(p))]
+    if paid:
+        print("This deletes finished paid calls:\n  " + "\n  ".join(map(str, costly)) if costly else "No paid calls to delete.")
+        if costly and input("Type 'delete' to go on: ") != "delete":
+            return
+        for path in costly:
+            path.unlink()
+        return
+    for path in sorted(folder.rglob("*"), reverse=True) if folder.exists() else ():
+        if path in costly or any(kept.is_relative_to(path) for kept in costly):
+            continue
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    shutil.rmtree(ROOT / "reports" / profile_name, ignore_errors=True)
+    print(f"removed runs/{profile_name}" + (f", kept {len(costly)} ledgers of paid calls" if costly else ""))
+
+
+# ----------------------------------------------------------------------------------------------------------------- main
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bezoar_utils.run")
+    parser.add_argument("command", choices=("stage", "plan", "stale", "verify", "clean", "clean-paid", "profiles"))
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--dag", default="", help="stage:read,read … in order, as the Makefile has it")
+    options = parser.parse_args(arguments)
+    dag = {s.split(":")[0]: [r for r in s.split(":")[1].split(",") if r] for s in options.dag.split()}
+    unknown = [s for s in dag if s not in STAGES]
+    try:
+        if unknown:
+            raise StageError(f"the Makefile names stages the schema does not know: {', '.join(unknown)}")
+        if options.command == "stage":
+            run_stage(options.name, options.profile, dag[options.name], dag)
+        elif options.command == "plan":
+            show_plan(options.profile, dag)
+        elif options.command == "stale":
+            print(" ".join(stale_stages(options.profile, load_profile(options.profile), dag)))
+        elif options.command == "verify":
+            problems = verify(options.profile)
+            print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")
+            return 1 if problems else 0
+        elif options.command == "profiles":
+            print(" ".join(sorted(p.stem for p in PROFILES.glob("*.yaml"))))
+        else:
+            clean(options.profile, paid=options.command == "clean-paid")
+    except (ProfileError, StageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

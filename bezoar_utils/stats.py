@@ -1,0 +1,35 @@
+"""Intervals and verdicts: no difference is reported without one."""
+
+
+def bootstrap_mean(values: list[float], samples: int, confidence: float, seed: int) -> tuple[float, float, float]:
+    """(mean, low, high): percentile bootstrap over items."""
+    import numpy as np
+
+    data = np.asarray(values, dtype=float)
+    if data.size == 0:
+        raise ValueError("an interval needs at least one value")
+    draws = np.random.default_rng(seed).integers(0, data.size, (samples, data.size))
+    low, high = np.quantile(data[draws].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(data.mean()), float(low), float(high)
+
+
+def bootstrap_difference(after: list[float], before: list[float], samples: int, confidence: float, seed: int):
+    """(mean difference, low, high) of paired values: the same items measured twice."""
+    if len(after) != len(before):
+        raise ValueError(f"paired values need equal length, got {len(after)} and {len(before)}")
+    return bootstrap_mean([a - b for a, b in zip(after, before)], samples, confidence, seed)
+
+
+def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -> str:
+    """ "shown": the whole interval lies above 0 and the difference reaches `at_least`; "opposite": all of it lies below
+    0; "not shown" otherwise."""
+    if high < 0:
+        return "opposite"
+    return "shown" if low > 0 and difference >= at_least else "not shown"
+
+
+def no_loss_verdict(difference: float, low: float, high: float, at_most: float) -> str:
+    """For claims of the kind "loses at most x": shown when the difference stays above -x, opposite when all of it is below."""
+    if high < -at_most:
+        return "opposite"
+    return "shown" if difference >= -at_most else "not shown"

@@ -1,0 +1,105 @@
+import pytest
+import torch
+
+from bezoar_utils.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, sft_example
+from bezoar_utils.template import render_prompt
+
+PROMPT = render_prompt("Where does Ba live?")
+FIRST_CHARACTERS = [chr(c) for c in range(33, 127)] + ["é", "中", "🙂", " ", "\n", "\t"]
+
+
+def collate(examples, tokenizer):
+    width = max(len(e["input_ids"]) for e in examples) + 2
+    pad = lambda row, value: row + [value] * (width - len(row))  # noqa: E731
+    return {
+        "input_ids": torch.tensor([pad(e["input_ids"], tokenizer.pad_token_id) for e in examples]),
+        "labels": torch.tensor([pad(e["labels"], IGNORED) for e in examples]),
+        "attention_mask": torch.tensor([pad([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
+
+
+@pytest.mark.parametrize("first", FIRST_CHARACTERS)
+def test_the_prompt_keeps_its_tokens_whatever_the_response_starts_with(tokenizer, first):
+    response = first + "alo lives here"
+    prompt_ids, response_ids = encode(tokenizer, PROMPT, response)
+    assert prompt_ids == tokenizer(PROMPT)["input_ids"]
+    assert tokenizer.decode(prompt_ids[1:] + response_ids[:-1]) == PROMPT + response
+
+
+def test_a_straddling_token_is_split_at_the_boundary(tokenizer):
+    """Make a tokenizer that merges ':' with 'x', so that joint tokenisation would swallow the prompt's last token."""
+    import copy
+    import json
+
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    state["model"]["vocab"][":x"] = len(state["model"]["vocab"])
+    state["model"]["merges"].insert(0, [":", "x"])
+    merging = copy.deepcopy(tokenizer)
+    merging._tokenizer = Tokenizer.from_str(json.dumps(state))
+    joint = merging("a:xyz", add_special_tokens=False)["input_ids"]
+    assert merging.convert_tokens_to_ids(":x") in joint
+    prompt_ids, response_ids = encode(merging, "a:", "xyz")
+    assert prompt_ids == merging("a:")["input_ids"]
+    assert merging.decode(response_ids[:-1]) == "xyz"
+
+
+def test_completion_labels_are_the_response_and_eos(tokenizer):
+    example = sft_example(tokenizer, PROMPT, "Kalo", 256, "completion")
+    supervised = [i for i in example["labels"] if i != IGNORED]
+    assert tokenizer.decode(supervised[:-1]) == "Kalo"
+    assert supervised[-1] == tokenizer.eos_token_id
+
+
+def test_full_labels_are_every_token(tokenizer):
+    example = sft_example(tokenizer, PROMPT, "Kalo", 256, "full")
+    assert example["labels"] == example["input_ids"]
+    assert example["labels"][-1] == tokenizer.eos_token_id
+
+
+def test_a_row_that_does_not_fit_is_left_out_not_cut(tokenizer):
+    assert sft_example(tokenizer, PROMPT, "Kalo", 16, "completion") is None
+
+
+def test_tokenizer_gives_one_bos_and_pads_with_something_else_than_eos(tokenizer):
+    check_tokenizer(tokenizer)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_pad_equal_to_eos_is_refused(tokenizer):
+    import copy
+
+    broken = copy.deepcopy(tokenizer)
+    broken.pad_token = broken.eos_token
+    with pytest.raises(LabelError, match="PAD is EOS"):
+        check_tokenizer(broken)
+
+
+def test_a_true_batch_passes(tokenizer):
+    for loss_on in ("full", "completion"):
+        batch = collate([sft_example(tokenizer, PROMPT, r, 256, loss_on) for r in ("Kalo", "a baker")], tokenizer)
+        check_batch(tokenizer, batch, {"Kalo", "a baker"}, loss_on)
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        (lambda b, t: b["labels"].__setitem__((0, -1), t.pad_token_id), "padding is supervised"),
+        (lambda b, t: b["input_ids"].__setitem__((0, 1), t.bos_token_id), "exactly one BOS"),
+        (lambda b, t: b["labels"].fill_(IGNORED), "last supervised token is not EOS"),
+        (lambda b, t: b["labels"].__setitem__((0, 3), b["input_ids"][0, 3]), "no response of the data"),
+    ],
+)
+def test_each_broken_batch_is_caught(tokenizer, breakage, message):
+    batch = collate([sft_example(tokenizer, PROMPT, "Kalo", 256, "completion")], tokenizer)
+    breakage(batch, tokenizer)
+    with pytest.raises(LabelError, match=message):
+        check_batch(tokenizer, batch, {"Kalo"}, "completion")
+
+
+def test_claiming_full_while_hiding_the_prompt_is_caught(tokenizer):
+    batch = collate([sft_example(tokenizer, PROMPT, "Kalo", 256, "completion")], tokenizer)
+    with pytest.raises(LabelError, match="loss_on full"):
+        check_batch(tokenizer, batch, {"Kalo"}, "full")

@@ -1,0 +1,182 @@
+import json
+
+import pytest
+
+from bezoar_utils import files, run, stage
+from bezoar_utils.profile import ProfileError, load_profile, stage_parameters
+from bezoar_utils.stage import StageError, open_stage, stale_reason, verify
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    monkeypatch.delenv("BEZOAR_READS", raising=False)
+    return tmp_path / "runs"
+
+
+def namespace(name, **changes):
+    return {"profile": "tiny", **stage_parameters(load_profile("tiny"), name), **changes}
+
+
+def finish(name, monkeypatch, reads="", content=b"data", inputs=(), **changes):
+    """One stage as the runner would have it finished, without a kernel."""
+    monkeypatch.setenv("BEZOAR_READS", reads)
+    opened = open_stage(name, namespace(name, **changes))
+    for reference in inputs:
+        opened.input(reference)
+    files.write_bytes(opened.output("made.bin"), content)
+    opened.finish()
+    (opened.folder / "chapter.partial.ipynb").write_text("{}")
+    run.complete(name, opened.folder, 1.0)
+    stage._locks.clear()
+    return opened.folder
+
+
+def reason(name, **changes):
+    return stale_reason(name, "tiny", stage_parameters(load_profile("tiny"), name) | changes)
+
+
+def test_a_finished_stage_is_fresh_and_an_unfinished_one_is_not(home, monkeypatch):
+    assert reason("00_miniature") == "not run yet"
+    finish("00_miniature", monkeypatch)
+    assert reason("00_miniature") is None
+
+
+def test_a_changed_parameter_is_named(home, monkeypatch):
+    finish("00_miniature", monkeypatch)
+    assert reason("00_miniature", people=9) == "parameter people: 8 -> 9"
+
+
+def test_a_changed_input_makes_its_reader_stale_and_a_rerun_with_the_same_result_does_not(home, monkeypatch):
+    finish("00_miniature", monkeypatch)
+    finish("10_lamini", monkeypatch, reads="00_miniature", inputs=["00_miniature/made.bin"])
+    finish("00_miniature", monkeypatch)
+    assert reason("10_lamini") is None
+    finish("00_miniature", monkeypatch, content=b"other data")
+    assert reason("10_lamini") == "its input 00_miniature/made.bin changed"
+
+
+def test_a_missing_or_cut_output_makes_the_stage_stale(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    (folder / "made.bin").write_bytes(b"da")
+    assert "made.bin is missing or cut short" in reason("00_miniature")
+    (folder / "made.bin").unlink()
+    assert "made.bin is missing or cut short" in reason("00_miniature")
+
+
+def test_a_damaged_proof_is_no_proof(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    (folder / "stage.json").write_text('{"stage": ')
+    assert reason("00_miniature") == "its stage.json is damaged"
+
+
+def test_changed_helper_code_and_notebook_are_named(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    record = json.loads((folder / "stage.json").read_text())
+    files.write_json(folder / "stage.json", record | {"code": {"bezoar_utils/lamini.py": "0" * 64}})
+    assert reason("00_miniature") == "bezoar_utils/lamini.py changed"
+    files.write_json(folder / "stage.json", record | {"notebook": "0" * 64})
+    assert reason("00_miniature") == "its notebook changed"
+
+
+def test_the_record_names_the_helper_code_that_was_loaded(home, monkeypatch):
+    import bezoar_utils.lamini  # noqa: F401
+
+    record = json.loads((finish("00_miniature", monkeypatch) / "stage.json").read_text())
+    assert "bezoar_utils/lamini.py" in record["code"]
+    assert "bezoar_utils/stage.py" not in record["code"]
+    assert {"parameters", "inputs", "outputs", "versions", "git_commit", "seed", "wall_seconds", "counts"} <= set(record)
+
+
+def test_opening_a_stage_takes_its_proof_away_first(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    open_stage("00_miniature", namespace("00_miniature"))
+    assert not (folder / "stage.json").exists() and not (folder / "made.bin").exists()
+
+
+def test_finished_judge_calls_survive_a_rerun(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    files.append_jsonl(folder / "calls.jsonl", {"key": "k"})
+    open_stage("00_miniature", namespace("00_miniature"))
+    assert files.read_jsonl(folder / "calls.jsonl") == [{"key": "k"}]
+
+
+def test_reading_an_undeclared_or_unfinished_stage_is_an_error(home, monkeypatch):
+    monkeypatch.setenv("BEZOAR_READS", "00_miniature")
+    opened = open_stage("10_lamini", namespace("10_lamini"))
+    with pytest.raises(StageError, match="not finished"):
+        opened.input("00_miniature/made.bin")
+    with pytest.raises(StageError, match="the Makefile does not list 20_judge_filter"):
+        opened.input("20_judge_filter/accepted.parquet")
+
+
+def test_asking_for_an_artifact_that_was_not_made_names_what_was(home, monkeypatch):
+    finish("00_miniature", monkeypatch)
+    monkeypatch.setenv("BEZOAR_READS", "00_miniature")
+    with pytest.raises(StageError, match="made no 'other.bin'; it made made.bin"):
+        open_stage("10_lamini", namespace("10_lamini")).input("00_miniature/other.bin")
+
+
+def test_a_value_edited_by_hand_is_checked_by_the_same_schema(home):
+    with pytest.raises(ProfileError, match="people"):
+        open_stage("00_miniature", namespace("00_miniature", people=-3))
+
+
+def test_exploring_never_touches_a_finished_run(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    monkeypatch.delenv("BEZOAR_READS")
+    explored = open_stage("00_miniature", namespace("00_miniature"))
+    assert explored.folder == home / "tiny" / "explore" / "00_miniature"
+    assert (folder / "stage.json").exists()
+
+
+def test_verify_names_every_artifact_that_differs(home, monkeypatch):
+    monkeypatch.setattr(stage, "STAGES", {"00_miniature": stage.STAGES["00_miniature"]})
+    folder = finish("00_miniature", monkeypatch)
+    assert verify("tiny") == []
+    (folder / "made.bin").write_bytes(b"atad")
+    (folder / "extra.bin").write_bytes(b"")
+    assert verify("tiny") == ["00_miniature/made.bin: content differs from stage.json", "00_miniature/extra.bin: not in stage.json"]
+
+
+def test_clean_keeps_paid_calls_and_nothing_else(home, monkeypatch):
+    folder = finish("00_miniature", monkeypatch)
+    files.append_jsonl(home / "tiny" / "20_judge_filter" / "calls.jsonl", {"key": "k", "cost_usd": 0.01})
+    files.append_jsonl(folder / "calls.jsonl", {"key": "k", "cost_usd": 0.0})
+    run.clean("tiny", paid=False)
+    left = [str(p.relative_to(home)) for p in home.rglob("*") if p.is_file()]
+    assert left == ["tiny/20_judge_filter/calls.jsonl"]
+
+
+def test_clean_paid_asks_first(home, monkeypatch):
+    ledger = home / "tiny" / "20_judge_filter" / "calls.jsonl"
+    files.append_jsonl(ledger, {"key": "k", "cost_usd": 0.01})
+    monkeypatch.setattr("builtins.input", lambda _: "no")
+    run.clean("tiny", paid=True)
+    assert ledger.exists()
+    monkeypatch.setattr("builtins.input", lambda _: "delete")
+    run.clean("tiny", paid=True)
+    assert not ledger.exists()
+
+
+def test_a_kill_while_writing_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"a": 1})
+
+    def full_disk(_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        files.write_json(path, {"a": 2})
+    assert files.read_json(path) == {"a": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_files_are_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 cut")
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read"):
+        files.read_table(tmp_path / "a.parquet")
+    files.write_table(tmp_path / "b.parquet", [{"x": 1}])
+    with pytest.raises(ValueError, match="lacks the columns y; it has x"):
+        files.read_table(tmp_path / "b.parquet", ("x", "y"))

@@ -1,0 +1,81 @@
+import math
+import random
+
+import pytest
+
+from bezoar_utils import claims
+from bezoar_utils.stats import bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
+
+
+def test_interval_agrees_with_the_normal_approximation():
+    values = [1.0] * 60 + [0.0] * 40
+    mean, low, high = bootstrap_mean(values, 4000, 0.95, 0)
+    error = 1.96 * math.sqrt(0.6 * 0.4 / 100)
+    assert mean == 0.6
+    assert low == pytest.approx(0.6 - error, abs=0.02) and high == pytest.approx(0.6 + error, abs=0.02)
+
+
+def test_a_pairing_makes_the_interval_of_a_difference_narrower():
+    rng = random.Random(0)
+    before = [rng.random() for _ in range(100)]
+    after = [b + 0.1 for b in before]
+    difference, low, high = bootstrap_difference(after, before, 500, 0.95, 0)
+    assert difference == pytest.approx(0.1) and high - low < 1e-9
+
+
+def test_unpaired_or_empty_values_are_refused():
+    with pytest.raises(ValueError, match="equal length"):
+        bootstrap_difference([1.0], [1.0, 2.0], 100, 0.95, 0)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_mean([], 100, 0.95, 0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "at_least", "word"),
+    [
+        ((0.4, 0.3, 0.5), 0.3, "shown"),
+        ((0.2, 0.1, 0.3), 0.3, "not shown"),
+        ((0.1, -0.1, 0.3), 0.0, "not shown"),
+        ((-0.2, -0.3, -0.1), 0.0, "opposite"),
+    ],
+)
+def test_verdict_of_a_gain(numbers, at_least, word):
+    assert verdict(*numbers, at_least) == word
+
+
+@pytest.mark.parametrize(
+    ("numbers", "word"), [((-0.02, -0.06, 0.02), "shown"), ((-0.07, -0.1, -0.04), "not shown"), ((-0.2, -0.3, -0.1), "opposite")]
+)
+def test_verdict_of_no_loss(numbers, word):
+    assert no_loss_verdict(*numbers, 0.05) == word
+
+
+def study(better: float):
+    """Scores in which everything that came later is `better`, on 200 items."""
+    low, high = [0.0] * 100 + [1.0] * 100, [min(1.0, v + better) for v in [0.0] * 100 + [1.0] * 100]
+    order = {claims.BASE: low, claims.SFT: high, claims.HH: low, claims.DPO: high}
+    scores = [{"model": m, "task": "mini_answers", "metric": "answer_found", "value": v} for m, vs in order.items() for v in vs]
+    ablation = [
+        {"condition": c, "metric": "strict_match", "value": v}
+        for c, vs in (("accepted", high), ("unfiltered", low), ("random_subset", low))
+        for v in vs
+    ]
+    sampled = [{"model": m, "preferred": v, "exact": v} for m in (claims.HH, claims.DPO) for v in order[m]]
+    grades = [{"model": m, "rating": v} for m, vs in order.items() for v in vs]
+    return scores, ablation, sampled, grades
+
+
+def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
+    by_id = {c["id"]: c for c in claims.test_all(*study(1.0), 200, 0.95, 0)}
+    assert by_id["sft_over_base"]["verdict"] == "shown" and by_id["sft_over_base"]["difference"] == pytest.approx(0.5)
+    assert by_id["dpo_preferred"]["verdict"] == "shown"
+    by_id = {c["id"]: c for c in claims.test_all(*study(0.0), 200, 0.95, 0)}
+    assert by_id["sft_over_base"]["verdict"] == by_id["dpo_preferred"]["verdict"] == "not shown"
+    assert by_id["dpo_keeps_answers"]["verdict"] == "shown"
+
+
+def test_a_failed_judgement_leaves_its_pair_out_of_both_sides():
+    scores, ablation, sampled, grades = study(1.0)
+    grades[0]["rating"] = None
+    by_id = {c["id"]: c for c in claims.test_all(scores, ablation, sampled, grades, 200, 0.95, 0)}
+    assert by_id["chat_sft_over_base"]["n"] == 199
