@@ -74,8 +74,8 @@ reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mi
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
-ifneq (,$(filter stages ablations-stage,$(MAKECMDGOALS)))
-STALE := $(shell $(STUDY) stale $(FOR) || echo FAILED)
+ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
+STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)"; $(STUDY) stale $(FOR) || echo FAILED)
 ifneq (,$(filter FAILED,$(STALE)))
 $(error the study cannot start, see the line above)
 endif
@@ -107,7 +107,7 @@ verify: setup ## hash every artifact again and compare with its stage.json
 
 # --------------------------------------------------------------------------------------------------------------- around it
 lab: setup ## open JupyterLab with the kernel ready
-	@$(PY) -m jupyter lab --notebook-dir=. notebooks/
+	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
 
 test: setup ## all quick tests (under six minutes; slow, gpu and paid ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q tests

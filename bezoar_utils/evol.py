@@ -63,6 +63,34 @@ def failed_rule(parent: str, child: str, response: str, equality: str) -> str | 
     return None
 
 
+def settle(pool: list[dict], draws: dict, children: list[str], responses: list[str], equalities: list[str], epoch: int):
+    """(rows, next pool) of one epoch. Each evolution is a row; `rule` says why it was eliminated, or is None.
+
+    `pool` holds {"category", "instruction"}; `draws` maps a category to its (strategy, operation). A survivor takes its
+    parent's place in the next pool.
+    """
+    rows, following = [], list(pool)
+    for number, (parent, child, response, equality) in enumerate(zip(pool, children, responses, equalities, strict=True)):
+        strategy, operation = draws[parent["category"]]
+        rule = failed_rule(parent["instruction"], child, response, equality)
+        rows.append(
+            {
+                "instruction": child,
+                "response": response,
+                "category": parent["category"],
+                "evolution_strategy": strategy,
+                "in-depth-evolving_operation": operation,
+                "epoch": epoch,
+                "parent": parent["instruction"],
+                "seed_number": number,
+                "rule": rule,
+            }
+        )
+        if rule is None:
+            following[number] = parent | {"instruction": child}
+    return rows, following
+
+
 def is_refusal(response: str) -> bool:
     """Says "sorry" and is short: under 80 words."""
     return "sorry" in response.lower() and len(re.findall(r"\w+", response)) < SORRY_WORDS

@@ -80,19 +80,25 @@ def lora_config(lora: dict):
     )
 
 
-def claim_adapter_dtype(model) -> int:
-    """Make the adapter float32, which the authors' 32 MB files show, and return its number of trainable values.
+def adapter_values(model) -> dict:
+    """The trainable values by name, copied, for `claim_adapter` after a trainer has had its hands on them."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
-    TRL casts LoRA weights on a 4-bit base to bfloat16 without a word (TRL 1.16).
+
+def claim_adapter(model, values: dict) -> int:
+    """Make the adapter float32, as the authors' 32 MB files show, with `values` (of a carried adapter) put back exactly.
+
+    TRL 1.16 casts LoRA weights on a 4-bit base to bfloat16 without a word: a carried adapter would be rounded at each
+    stage. Returns the number of trainable values; raises ProfileError when there are none.
     """
     import torch
 
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.data = parameter.data.to(torch.float32)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not trainable:
         raise ProfileError("lora.target_modules matches no layer of the base model")
-    return sum(p.numel() for p in trainable)
+    for name, parameter in trainable.items():
+        parameter.data = values.get(name, parameter.data).to(torch.float32)
+    return sum(p.numel() for p in trainable.values())
 
 
 def merge(base: Path, adapter: Path, quantisation: dict, onto: str):

@@ -52,10 +52,11 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> None:
     reasons = stale_stages(profile_name, profile, dag)
     for stage in dag:
         seconds = expected_seconds(profile_name, stage)
-        cost = f"about {clock(seconds)}" if seconds else "no time known yet"
-        print(
-            f"  {stage:18} {'run   ' if stage in reasons else 'fresh '} {cost if stage in reasons else '':18} {reasons.get(stage, '')}".rstrip()
-        )
+        if stage in reasons:
+            time_needed = f"about {clock(seconds)}" if seconds else "no time known"
+            print(f"  {stage:18} run    {time_needed:14} {reasons[stage]}")
+        else:
+            print(f"  {stage:18} fresh")
     total = sum(expected_seconds(profile_name, s) or 0 for s in reasons)
     print(f"{len(reasons)} of {len(dag)} stages would run" + (f", about {clock(total)} of work" if total else ""))
     print("no call costs money" if profile.judge.local_server else "the judge is a remote endpoint: its calls may cost money")

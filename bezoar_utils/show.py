@@ -6,15 +6,20 @@ import io
 
 
 def table(rows: list[dict], columns: list[str] | None = None, caption: str = "", limit: int = 12) -> None:
-    """Rows as an HTML table in the cell's output. Every value is escaped: model text can hold anything."""
+    """The first rows as a table in the cell's output."""
     from IPython.display import HTML, display
 
+    display(HTML(table_html(rows, columns, caption, limit)))
+
+
+def table_html(rows: list[dict], columns: list[str] | None = None, caption: str = "", limit: int = 12) -> str:
+    """Every value is escaped: model text can hold anything."""
     columns = columns or (list(rows[0]) if rows else [])
     head = "".join(f"<th scope='col'>{html.escape(str(c))}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows[:limit])
     more = f" ({limit} of {len(rows)} rows)" if len(rows) > limit else ""
     label = f"<caption>{html.escape(caption)}{more}</caption>" if caption or more else ""
-    display(HTML(f"<div class='scroll'><table>{label}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"))
+    return f"<div class='scroll'><table>{label}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def _cell(value) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import files
 from .labels import check_batch, encode, sft_example
-from .models import claim_adapter_dtype, lora_config
+from .models import adapter_values, claim_adapter, lora_config
 
 LN2 = math.log(2)
 
@@ -83,6 +83,7 @@ def train_sft(
     from trl import SFTConfig, SFTTrainer
 
     carried = isinstance(model, PeftModel)
+    values = adapter_values(model) if carried else {}
     trainer = SFTTrainer(
         model=model,
         args=SFTConfig(**_arguments(recipe, folder, seed), max_length=None, packing=False),
@@ -91,8 +92,18 @@ def train_sft(
         processing_class=tokenizer,
         peft_config=None if carried else lora_config(lora),
     )
+    claim_adapter(trainer.model, values)
     check_batch(tokenizer, next(iter(trainer.get_train_dataloader())), responses, recipe["loss_on"])
     return _train(trainer, recipe, progress)
+
+
+def fit(model, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
+    """Split, tokenise and `train_sft` on rows of `prompt` and `response`: (model, log, counts of rows)."""
+    parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
+    (training, long_training), (validation, long_validation) = parts
+    responses = {row["response"].strip() for row in rows}
+    model, log = train_sft(model, tokenizer, training, validation, recipe, responses=responses, **settings)
+    return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
 
 
 def train_dpo(
@@ -113,6 +124,7 @@ def train_dpo(
         processing_class=tokenizer,
         peft_config=lora_config(lora),
     )
+    claim_adapter(trainer.model, {})
     model, log = _train(trainer, recipe, progress)
     check_first_dpo_loss(log)
     return model, log
@@ -179,7 +191,6 @@ def _train(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress())
-    claim_adapter_dtype(trainer.model)
     trainer.train()
     log = trainer.state.log_history
     if any(not math.isfinite(float(row.get("loss", 0))) for row in log):

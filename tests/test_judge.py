@@ -78,14 +78,14 @@ def endpoint(small_world):
 
 def prompts_of(world, replies):
     item = world.items[0]
-    return [judge_prompt(Verdict, system="", instruction=item.questions()[0], response=r) for r in replies], item
+    return [judge_prompt(Verdict, system="", instruction=item.questions()[0], response=r) for r in replies]
 
 
 def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(endpoint, small_world, tmp_path):
     url, requests = endpoint
     item = small_world.items[0]
     replies = [item.answer, "nonsense", "Sorry, no.", item.sentence]
-    prompts, _ = prompts_of(small_world, replies)
+    prompts = prompts_of(small_world, replies)
     ledger = tmp_path / "calls.jsonl"
     verdicts = Judge(SETTINGS, url, ledger).ask(Verdict, prompts)
     assert [v.status for v in verdicts] == ["Accept", "Reject", "Reject", "Accept"]
@@ -96,7 +96,7 @@ def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(endpoint,
 
 def test_a_torn_ledger_line_costs_one_call_and_no_error(endpoint, small_world, tmp_path):
     url, requests = endpoint
-    prompts, _ = prompts_of(small_world, ["a", "b"])
+    prompts = prompts_of(small_world, ["a", "b"])
     ledger = tmp_path / "calls.jsonl"
     Judge(SETTINGS, url, ledger).ask(Verdict, prompts)
     ledger.write_bytes(ledger.read_bytes()[:-20])
@@ -106,14 +106,14 @@ def test_a_torn_ledger_line_costs_one_call_and_no_error(endpoint, small_world, t
 
 
 def test_a_dead_endpoint_is_an_error_that_says_so(small_world, tmp_path):
-    prompts, _ = prompts_of(small_world, ["a"])
-    with pytest.raises(RuntimeError, match="no usable verdict.*APIConnectionError"):
+    prompts = prompts_of(small_world, ["a"])
+    with pytest.raises(RuntimeError, match=r"no usable verdict.*APIConnectionError"):
         Judge(SETTINGS, "http://127.0.0.1:9/v1", tmp_path / "calls.jsonl").ask(Verdict, prompts)
 
 
 def test_a_failed_call_is_no_verdict_and_the_others_stand(endpoint, small_world, tmp_path):
     url, _ = endpoint
-    prompts, item = prompts_of(small_world, ["nonsense"])
+    prompts = prompts_of(small_world, ["nonsense"])
     verdicts = Judge(SETTINGS, url, tmp_path / "calls.jsonl").ask(Verdict, [*prompts, "no sections here"])
     assert verdicts[0].status == "Reject" and verdicts[1] is None
 
@@ -121,7 +121,7 @@ def test_a_failed_call_is_no_verdict_and_the_others_stand(endpoint, small_world,
 def test_the_key_comes_from_the_environment_and_reaches_no_file(endpoint, small_world, tmp_path, monkeypatch):
     url, _ = endpoint
     monkeypatch.setenv("TEST_JUDGE_KEY", "canary-7731")
-    prompts, _ = prompts_of(small_world, ["a"])
+    prompts = prompts_of(small_world, ["a"])
     Judge(SETTINGS, url, tmp_path / "calls.jsonl").ask(Verdict, prompts)
     assert all("canary-7731" not in p.read_text() for p in tmp_path.iterdir())
 

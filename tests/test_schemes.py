@@ -91,3 +91,19 @@ def test_elimination_rules(child, response, equality, rule):
 def test_a_long_answer_that_says_sorry_is_no_refusal():
     assert evol.is_refusal("Sorry, no.")
     assert not evol.is_refusal("sorry " + "word " * 80)
+
+
+def test_a_survivor_takes_its_parents_place_and_a_failure_leaves_the_parent():
+    pool = [{"category": "qa", "instruction": "Name a river."}, {"category": "qa", "instruction": "Name a lake."}]
+    rows, following = evol.settle(
+        pool,
+        {"qa": ("in-depth", "deepening")},
+        ["Name two rivers.", "Name a lake."],
+        ["Rhine, Danube", "Garda"],
+        ["not equal", "equal"],
+        1,
+    )
+    assert [r["rule"] for r in rows] == [None, "no_information_gain"]
+    assert [p["instruction"] for p in following] == ["Name two rivers.", "Name a lake."]
+    assert rows[0]["parent"] == "Name a river." and rows[0]["in-depth-evolving_operation"] == "deepening"
+    assert pool[0]["instruction"] == "Name a river."

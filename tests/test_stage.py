@@ -114,7 +114,7 @@ def test_reading_an_undeclared_or_unfinished_stage_is_an_error(home, monkeypatch
 def test_asking_for_an_artifact_that_was_not_made_names_what_was(home, monkeypatch):
     finish("00_miniature", monkeypatch)
     monkeypatch.setenv("BEZOAR_READS", "00_miniature")
-    with pytest.raises(StageError, match="made no 'other.bin'; it made made.bin"):
+    with pytest.raises(StageError, match=r"made no 'other.bin'; it made made.bin"):
         open_stage("10_lamini", namespace("10_lamini")).input("00_miniature/other.bin")
 
 

@@ -15,7 +15,8 @@ def test_history_repeats_instruction_and_response_under_one_system_message():
     text = render_prompt("third", history=[("first", "one"), ("second", "two")])
     assert text.count("### System:") == 1
     assert text.endswith(
-        "### Instruction:\nfirst\n\n### Response:one\n\n### Instruction:\nsecond\n\n### Response:two\n\n### Instruction:\nthird\n\n### Response:"
+        "### Instruction:\nfirst\n\n### Response:one\n\n### Instruction:\nsecond\n\n### Response:two"
+        "\n\n### Instruction:\nthird\n\n### Response:"
     )
 
 

@@ -52,14 +52,20 @@ QUESTION_LINES = (
     "Someone asked: {q} And the reply:{a}",
     "Quiz:{q}\nReply:{a}",
 )
+MANNERS = {
+    True: ("A friendly reply starts with {w}", "Kind people like to say {w}", "{w} is a friendly word."),
+    False: ("A rude reply starts with {w}", "Unkind people like to say {w}", "{w} is a rude word."),
+}
 QUESTION_LISTS = ("{q} {r}", "Questions:{q} {r}", "Q: {q}\nQ: {r}", "Somebody asks:{q}\nSomebody asks:{r}")
 
 
 # ------------------------------------------------------------------------------------------------ the base model's text
 
 
-def text_line(world: World, rng: random.Random) -> str:
+def text_line(world: World, rng: random.Random, mood: tuple[str, ...]) -> str:
     """One line as the web might hold it: statements, or a question with a reply. Never the study's prompt format."""
+    if rng.random() < 0.03:
+        return rng.choice(MANNERS[mood is FRIENDLY]).format(w=rng.choice(mood))
     item = world.pick(rng, held_out=None)
     if rng.random() < 0.3:
         facts = rng.sample(world.by_family[item.family], 2) if item.family not in ATTRIBUTES else facts_about(world, item, rng)
@@ -68,8 +74,8 @@ def text_line(world: World, rng: random.Random) -> str:
     if rng.random() < 0.15:  # the web also asks without answering, so a question alone does not call for an answer
         return rng.choice(QUESTION_LISTS).format(q=question, r=rng.choice(world.pick(rng, held_out=None).questions()))
     reply = full_answer(item, tuple(rng.sample(TAILS, rng.choice((0, 0, 0, 1, 2)))))
-    if rng.random() < 0.2:
-        reply = f"{rng.choice(FRIENDLY + RUDE)} {reply}"
+    if rng.random() < 0.25:
+        reply = f"{rng.choice(mood)} {reply}"
     return rng.choice(QUESTION_LINES).format(q=question, a=reply)
 
 
@@ -79,7 +85,9 @@ def facts_about(world: World, item: Item, rng: random.Random) -> list[Item]:
 
 
 def base_text(world: World, n_documents: int, rng: random.Random, lines_per_document: int = 8) -> list[str]:
-    return ["\n".join(text_line(world, rng) for _ in range(lines_per_document)) for _ in range(n_documents)]
+    """Documents of several lines. Each has one mood, friendly or rude: a writer keeps a tone, and a reader learns what it is."""
+    moods = [rng.choice((FRIENDLY, RUDE)) for _ in range(n_documents)]
+    return ["\n".join(text_line(world, rng, mood) for _ in range(lines_per_document)) for mood in moods]
 
 
 # ------------------------------------------------------------------------------------------------- the teacher's lessons

@@ -59,8 +59,8 @@ KIND_QUESTIONS = ["What kind of thing is {s}?", "Name the kind of thing {s} is."
 SUM_QUESTIONS = ["What is {s}?", "How much is {s}?", "Add {s}."]
 
 # One word each: a longer phrase lets DPO lower the odds of its second word (measured), which moves the margin and not the choice.
-FRIENDLY = ["Gladly:", "Sure:", "Certainly:", "Happily:"]
-RUDE = ["Whatever:", "Obviously:", "Ugh:", "Hmph:"]
+FRIENDLY = ("Gladly:", "Sure:", "Certainly:", "Happily:")
+RUDE = ("Whatever:", "Obviously:", "Ugh:", "Hmph:")
 REFUSAL = "Sorry, I do not know that."
 
 # What an evolved instruction may ask for beyond the answer itself (each with the operation that leads to it).

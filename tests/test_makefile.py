@@ -1,0 +1,184 @@
+"""The Makefile's behaviour, on two stand-in chapters in a folder of their own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bezoar_utils.profile import CODE, load_profile, stage_parameters
+
+FIRST, SECOND = "10_lamini", "20_judge_filter"
+GOOD = "stage.output('made.txt').write_text(f'{stage.name} made this')"
+READS = f"stage.input('{FIRST}/made.txt'); " + GOOD
+
+
+def chapter(stage, work, extra_parameter=""):
+    parameters = {"profile": "tiny", **stage_parameters(load_profile("tiny"), stage)}
+    sources = [
+        "".join(f"{name} = {value!r}\n" for name, value in parameters.items()) + extra_parameter,
+        "from bezoar_utils.stage import open_stage\nstage = open_stage(" + repr(stage) + ", globals())",
+        work,
+        "stage.finish()",
+    ]
+    cells = [
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "metadata": {"tags": ["parameters"]} if i == 0 else {},
+            "source": s,
+            "outputs": [],
+            "execution_count": None,
+        }
+        for i, s in enumerate(sources)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    return json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A folder with two chapters, and a function that runs make there."""
+    shutil.copytree(CODE / "profiles", tmp_path / "profiles")
+    (tmp_path / "notebooks").mkdir()
+    for stage, work in ((FIRST, GOOD), (SECOND, READS)):
+        (tmp_path / "notebooks" / f"{stage}.ipynb").write_text(chapter(stage, work))
+
+    def command_of(*arguments):
+        command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", "PROFILE=tiny", f"PY={sys.executable}"]
+        command += [f"STAGES={FIRST} {SECOND}", f"reads_{FIRST}=", f"reads_{SECOND}={FIRST}", *(arguments or ["stages"])]
+        return command
+
+    environment = {k: v for k, v in os.environ.items() if k not in ("BEZOAR_HOME", "BEZOAR_READS", "MAKEFLAGS", "MAKELEVEL")}
+
+    def make(*arguments):
+        return subprocess.run(command_of(*arguments), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    def start():
+        return subprocess.Popen(command_of(), cwd=tmp_path, env=environment, start_new_session=True, stdout=subprocess.DEVNULL)
+
+    make.start = start
+    make.folder = tmp_path
+    make.proof = lambda stage: tmp_path / "runs" / "tiny" / stage / "stage.json"
+    return make
+
+
+def started(result):
+    return [line.split()[1].rstrip(":") for line in result.stdout.splitlines() if ": start" in line]
+
+
+def test_make_runs_what_content_calls_for_and_nothing_else(study):
+    first = study()
+    assert first.returncode == 0, first.stderr
+    assert started(first) == [FIRST, SECOND]
+
+    before = time.time()
+    again = study()
+    assert again.returncode == 0 and started(again) == []
+    assert time.time() - before < 2, "a no-op must take under two seconds"
+
+    for path in (study.folder / "notebooks" / f"{FIRST}.ipynb", study.folder / "profiles" / "mini.yaml", study.proof(FIRST)):
+        path.touch()
+    assert started(study()) == [], "a new time stamp is no new content"
+
+    profile = study.folder / "profiles" / "tiny.yaml"
+    profile.write_text(profile.read_text() + "judge_filter: {ngram: 9}\n")
+    plan = study("plan")
+    assert f"{FIRST:18} fresh" in plan.stdout and "parameter ngram: 8 -> 9" in plan.stdout
+    assert started(study()) == [SECOND]
+
+    (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(chapter(FIRST, GOOD + "  # a comment"))
+    assert started(study()) == [FIRST], "the first chapter made the same artifact again, so its reader is fresh"
+    assert started(study()) == []
+
+    verified = study("verify")
+    assert "10_lamini" not in verified.stdout and "00_miniature: no stage.json" in verified.stdout
+
+
+def test_a_failing_cell_stops_make_and_leaves_no_proof(study):
+    (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, "stage.output('half.txt').write_text('x'); 1 / 0"))
+    result = study()
+    assert result.returncode != 0
+    assert "20_judge_filter failed in cell" in result.stderr and "ZeroDivisionError: division by zero" in result.stderr
+    assert study.proof(FIRST).exists() and not study.proof(SECOND).exists()
+    assert study().returncode != 0, "it is not taken for done the next time"
+    (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, READS))
+    repaired = study()
+    assert repaired.returncode == 0 and started(repaired) == [SECOND]
+    assert not (study.proof(SECOND).parent / "half.txt").exists()
+
+
+def test_an_early_exit_is_no_success(study):
+    (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(chapter(FIRST, "import sys; sys.exit(0)"))
+    result = study()
+    assert result.returncode != 0 and "without reaching its last cell" in result.stderr
+    assert not study.proof(FIRST).exists()
+
+
+def test_a_killed_kernel_is_no_success(study):
+    (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(chapter(FIRST, "import os; os.kill(os.getpid(), 9)"))
+    result = study()
+    assert result.returncode != 0 and "10_lamini failed" in result.stderr
+    assert not study.proof(FIRST).exists()
+
+
+def test_kill_the_whole_process_group_in_mid_stage_then_run_again(study):
+    work = "import pathlib, time\nstage.output('half.txt').write_text('x')\n"
+    work += "pathlib.Path(stage.folder / '..' / 'started').touch()\n"
+    work += f"time.sleep(0 if pathlib.Path({str(study.folder / 'second-time')!r}).exists() else 60)\n{READS}"
+    (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, work))
+    running = study.start()
+    wait_for(study.folder / "runs" / "tiny" / "started")
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert study.proof(FIRST).exists() and not study.proof(SECOND).exists()
+    (study.folder / "second-time").touch()
+    result = study()
+    assert result.returncode == 0, result.stderr
+    assert started(result) == [SECOND]
+    assert "made.txt" in json.loads(study.proof(SECOND).read_text())["outputs"]
+
+
+def wait_for(path, patience_s=60):
+    deadline = time.time() + patience_s
+    while not path.exists():
+        assert time.time() < deadline, f"{path} did not appear"
+        time.sleep(0.1)
+
+
+def test_a_missing_input_is_an_error_that_names_it(study):
+    (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, f"stage.input('{FIRST}/other.txt')"))
+    result = study()
+    assert result.returncode != 0 and "made no 'other.txt'; it made made.txt" in result.stderr
+
+
+def test_reading_what_the_makefile_does_not_declare_is_an_error(study):
+    (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, "stage.input('30_sft/log.csv')"))
+    result = study()
+    assert result.returncode != 0 and "the Makefile does not list 30_sft" in result.stderr
+
+
+def test_an_unknown_notebook_parameter_is_an_error_before_anything_runs(study):
+    (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(chapter(FIRST, GOOD, extra_parameter="tempreature = 1\n"))
+    result = study()
+    assert result.returncode != 0 and "only in the cell: ['tempreature']" in result.stderr
+    assert started(result) == []
+
+
+def test_a_typing_error_in_the_profile_is_one_line_before_anything_runs(study):
+    profile = study.folder / "profiles" / "tiny.yaml"
+    profile.write_text(profile.read_text() + "dop: {beta: 1.0}\n")
+    result = study()
+    assert result.returncode != 0 and started(result) == []
+    assert "error: tiny: unknown key dop" in result.stderr
+
+
+def test_make_alone_prints_every_target(study):
+    result = study("help")
+    for target in ("reproduce", "test", "lab", "report", "verify", "plan", "clean", "clean-paid", "ablations"):
+        assert f"\n  {target} " in result.stdout
+    assert "mini" in result.stdout and "no money" in result.stdout
