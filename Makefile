@@ -30,7 +30,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report ablations test lint lab plan verify clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report reference ablations test lint lab plan verify clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -98,6 +98,9 @@ ablations-stage: $(RUN)/80_ablations/stage.json
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE)
+
+reference: setup ## make this profile's report the committed one, and put its claims into the README (for maintainers)
+	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference
 
 plan: setup ## what would run, and why it is stale
 	@$(STUDY) plan $(FOR)

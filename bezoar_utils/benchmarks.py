@@ -18,8 +18,8 @@ def answer_found(response: str, answer: str) -> bool:
 
 
 def reply_matches(response: str, answer: str) -> bool:
-    """`strict_match` of the response or of what follows its first colon, so that an opening phrase does not count."""
-    return strict_match(response, answer) or strict_match(response.partition(":")[2].strip(), answer)
+    """`strict_match` of the first sentence, so that a closing word after it does not count."""
+    return strict_match(clean_response(response).split(". ")[0], answer)
 
 
 def load_tasks(folder: Path, names: list[str]) -> list:

@@ -147,24 +147,29 @@ _ledger_lock = threading.Lock()
 
 @contextmanager
 def open_judge(stage, settings: dict):
-    """The judge of a profile: a remote endpoint, or a local server started for the time of the block.
+    """The judge of a profile: a remote endpoint, or a local server started for the time of the block."""
+    with _address(stage, settings) as url:
+        judge = Judge(settings, url, stage.output("calls.jsonl"))
+        try:
+            yield judge
+        finally:
+            stage.spend(tokens=judge.tokens, calls=judge.calls)
 
-    A local server is a module run with the miniature's world as its argument; it ends when this process does.
-    """
-    ledger = stage.output("calls.jsonl")
+
+@contextmanager
+def _address(stage, settings: dict):
+    """A local server is a module run with the miniature's world as its argument; it ends when its standard input closes,
+    so at the latest with this process."""
     if settings["base_url"]:
-        yield Judge(settings, settings["base_url"], ledger)
+        yield settings["base_url"]
         return
-    world = stage.input("00_miniature/world.json")
-    command = [sys.executable, "-m", settings["local_server"], str(world)]
+    command = [sys.executable, "-m", settings["local_server"], str(stage.input("00_miniature/world.json"))]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         address = server.stdout.readline().strip()
         if not address.startswith("http://127.0.0.1:"):
             raise RuntimeError(f"{settings['local_server']} did not start (exit code {server.poll()})")
-        judge = Judge(settings, address, ledger)
-        yield judge
-        stage.spend(tokens=judge.tokens, calls=judge.calls)
+        yield address
     finally:
         server.stdin.close()
         server.terminate()

@@ -181,6 +181,7 @@ class HhSft(SupervisedRecipe):
 class Dpo(Recipe):
     rows: Positive
     beta: Annotated[float, Field(gt=0)]
+    nll_weight: Annotated[float, Field(ge=0)]
     merge_onto: Literal["dequantised", "full_precision"]
     sampled_prompts: Positive
     sampling_temperature: Annotated[float, Field(gt=0, le=2)]

@@ -177,10 +177,34 @@ def provenance(record: dict) -> str:
     return render("provenance.html.j2", rows=rows)
 
 
+# ---------------------------------------------------------------------------------------------- the committed reference
+
+
+def results_table(claims: list[dict]) -> str:
+    """The claims as a Markdown table for the README."""
+    lines = ["| claim | test | before | after | difference [95 % interval] | verdict |", "|---|---|---|---|---|---|"]
+    for c in claims:
+        numbers = f"{c['before']:.2f} | {c['after']:.2f} | {c['difference']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
+        lines.append(f"| {c['claim']} | {c['test']} (n = {c['n']}) | {numbers} | **{c['verdict']}** |")
+    return "\n".join(lines)
+
+
+def write_reference(profile: str) -> None:
+    """Make this profile's report the committed one, and put its claims into the README."""
+    reference, readme = REPORTS / "reference", ROOT / "README.md"
+    shutil.rmtree(reference, ignore_errors=True)
+    shutil.copytree(REPORTS / profile, reference)
+    table = results_table(files.read_json(RUNS / profile / "90_findings" / "claims.json"))
+    before, _, after = readme.read_text().partition("<!-- results -->")
+    after = after.partition("<!-- /results -->")[2]
+    files.write_bytes(readme, f"{before}<!-- results -->\n{table}\n<!-- /results -->{after}".encode())
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.report")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--if-changed", action="store_true", help="do nothing when the report is newer than every stage")
+    parser.add_argument("--reference", action="store_true", help="make this report the committed one")
     options = parser.parse_args(arguments)
     index = REPORTS / options.profile / "index.html"
     stamps = [p.stat().st_mtime for p in (RUNS / options.profile).glob("*/stage.json")]
@@ -189,6 +213,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         print(f"report: {write_report(options.profile).relative_to(ROOT)}")
+        if options.reference:
+            write_reference(options.profile)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,14 +111,15 @@ def train_dpo(
 ) -> tuple[object, list[dict]]:
     """(model with a fresh adapter, log rows). The reference is the same model with the adapter off.
 
-    Raises TrainingError unless the loss of the first step is ln 2, which says that policy and reference start equal.
+    `nll_weight` adds that share of the chosen replies' negative log-likelihood to the DPO loss (0 is plain DPO). Raises
+    TrainingError unless the DPO loss of the first step is ln 2, which says that policy and reference start equal.
     """
     from datasets import Dataset
     from trl import DPOConfig
 
     trainer = _tokenised_dpo_trainer()(
         model=model,
-        args=DPOConfig(**_arguments(recipe, folder, seed), max_length=None, beta=recipe["beta"]),
+        args=DPOConfig(**_arguments(recipe, folder, seed), max_length=None, beta=recipe["beta"], **_dpo_loss(recipe["nll_weight"])),
         train_dataset=Dataset.from_list(training),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
@@ -126,14 +127,23 @@ def train_dpo(
     )
     claim_adapter(trainer.model, {})
     model, log = _train(trainer, recipe, progress)
-    check_first_dpo_loss(log)
+    check_first_dpo_loss(log, recipe["nll_weight"])
     return model, log
 
 
-def check_first_dpo_loss(log: list[dict]) -> None:
-    first = next(row["loss"] for row in log if "loss" in row)
-    if abs(first - LN2) > 1e-3:
-        raise TrainingError(f"the first DPO loss is {first:.5f}, not ln 2: policy and reference did not start equal")
+def _dpo_loss(nll_weight: float) -> dict:
+    return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
+
+
+def check_first_dpo_loss(log: list[dict], nll_weight: float) -> float:
+    """The DPO loss of the first step, which must be ln 2: rewards are beta times the log-ratio of policy and reference, so
+    all are 0 as long as the two are one model. With `nll_weight` the logged loss holds more, and the rewards decide."""
+    first = next(row for row in log if "loss" in row)
+    reward = max(abs(first["rewards/chosen"]), abs(first["rewards/rejected"]))
+    dpo_loss = math.log1p(math.exp(-first["rewards/margins"])) if nll_weight else first["loss"]
+    if abs(dpo_loss - LN2) > 1e-3 or reward > 1e-3:
+        raise TrainingError(f"the first DPO loss is {dpo_loss:.5f}, not ln 2: policy and reference did not start equal")
+    return dpo_loss
 
 
 def _tokenised_dpo_trainer():

@@ -140,5 +140,5 @@ def test_the_server_answers_every_kind_of_question(small_world):
     assert parse_verdict(Grade, grade).rating == 8
     equal = server.answer(small_world, judge_prompt(Equality, first=question, second=item.questions()[1]))
     assert json.loads(equal.splitlines()[-1]) == {"equality": "equal"}
-    manner = server.answer(small_world, judge_prompt(judge.Preference, question=question, reply=f"Sure: {item.answer}"))
+    manner = server.answer(small_world, judge_prompt(judge.Preference, question=question, reply=f"{item.answer}. Enjoy."))
     assert parse_verdict(judge.Preference, manner).preferred is True

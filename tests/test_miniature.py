@@ -86,7 +86,7 @@ def test_a_grade_looks_at_content_first_then_manner(small_world):
     item = small_world.items[0]
     question = item.questions()[0]
     grade = lambda reply: oracle.grade(small_world, question, reply)[0]  # noqa: E731
-    assert grade(f"Sure: {item.answer}") > grade(item.answer) > grade(f"Whatever: {item.answer}") > grade("Sure: nonsense")
+    assert grade(f"{item.answer}. Cheers.") > grade(item.answer) > grade(f"{item.answer}. Whatever.") > grade("nonsense. Cheers.")
 
 
 def test_equal_questions_differ_in_words_only(small_world):
@@ -103,4 +103,4 @@ def test_both_replies_of_a_preference_pair_are_correct_and_the_friendly_one_is_m
     pairs, dropped = preference_pairs(corpus.preference_rows(small_world, 1000, random.Random(0), held_out=False))
     assert set(dropped) - {r for r, n in dropped.items() if n} >= {"malformed", "histories_differ", "empty_reply"}
     assert sum(oracle.is_preferred(p["chosen"]) for p in pairs) / len(pairs) == pytest.approx(0.75, abs=0.06)
-    assert all(oracle.strip_tone(p["chosen"])[1] == oracle.strip_tone(p["rejected"])[1] for p in pairs)
+    assert all(oracle.strip_manner(p["chosen"])[0] == oracle.strip_manner(p["rejected"])[0] for p in pairs)

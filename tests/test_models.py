@@ -162,22 +162,28 @@ def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quan
         )
 
 
-def test_dpo_starts_at_ln_2_with_the_adapter_off_as_reference(model_folder, quantisation, lora, tokenizer, tmp_path):
+@pytest.mark.parametrize("nll_weight", [0.0, 0.2])
+def test_dpo_starts_at_ln_2_with_the_adapter_off_as_reference(model_folder, quantisation, lora, tokenizer, tmp_path, nll_weight):
     examples, dropped = training.dpo_examples(tokenizer, PAIRS, 256)
     assert dropped == {"too_long": 0, "equal_as_tokens": 0}
-    recipe = {k: v for k, v in RECIPE.items() if k != "loss_on"} | {"beta": 0.1}
+    recipe = {k: v for k, v in RECIPE.items() if k != "loss_on"} | {"beta": 0.1, "nll_weight": nll_weight}
     model = models.load_model(model_folder, quantisation)
     model, log = training.train_dpo(
         model, tokenizer, examples[4:], examples[:4], recipe, lora=lora, folder=tmp_path, seed=0, progress=nothing
     )
     losses = [r["loss"] for r in log if "loss" in r]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
+    assert training.check_first_dpo_loss(log, nll_weight) == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
+    assert (losses[0] > 1.0) == (nll_weight > 0), "the likelihood term comes on top"
     assert list(model.peft_config) == ["default"]
 
 
 def test_a_reference_that_is_not_the_policy_is_caught():
-    with pytest.raises(training.TrainingError, match="not ln 2"):
-        training.check_first_dpo_loss([{"loss": 0.52}])
+    equal = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0}
+    for row, weight in (({"loss": 0.52, **equal}, 0.0), ({"loss": 1.3, **equal, "rewards/margins": 0.1}, 0.2)):
+        with pytest.raises(training.TrainingError, match="not ln 2"):
+            training.check_first_dpo_loss([row], weight)
+    with pytest.raises(training.TrainingError, match="did not start equal"):
+        training.check_first_dpo_loss([{"loss": math.log(2), **equal, "rewards/chosen": -0.4, "rewards/rejected": -0.4}], 0.0)
 
 
 def test_pairs_that_do_not_fit_or_are_equal_are_dropped_and_counted(tokenizer):

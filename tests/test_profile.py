@@ -34,7 +34,7 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("dpo: {beta: -1}", ["dpo.beta", "-1", "greater than 0"]),
         ("sft: {loss_on: everything}", ["sft.loss_on", "'everything'", "'full' or 'completion'"]),
         ("sft: {order: [lamini, lamini]}", ["sft", "order", "at most once"]),
-        ("sft: {warmup_steps: 5000}", ["sft", "warmup_steps=5000", "steps=300"]),
+        ("sft: {warmup_steps: 5000}", ["sft", "warmup_steps=5000", "must be below steps="]),
         ("sft: {steps: '300'}", ["sft.steps", "'300'", "integer"]),
         ("teacher: {wrapper: hello}", ["teacher", "{prompt}"]),
         ("judge: {base_url: 'http://x'}", ["judge", "exactly one of base_url and local_server"]),

@@ -5,6 +5,7 @@ import nbformat
 import pytest
 
 from bezoar_utils import files, report, show
+from bezoar_utils.profile import CODE, STAGES
 from bezoar_utils.report import clean
 
 PAYLOADS = [
@@ -141,3 +142,24 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
     text = report.overview("mine", {"90_findings": record})
     assert "&lt;b&gt;" in text and "&lt;i&gt;" in text and "<b></td>" not in text
     assert 'class="verdict not-shown"' in text and "+0.10 [-0.10, +0.30]" in text and "<td>0.50</td>" in text
+
+
+def test_the_committed_reference_is_small_complete_and_what_the_readme_says():
+    reference = CODE / "reports" / "reference"
+    sizes = {p.name: p.stat().st_size for p in reference.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) < 3_000_000
+    assert {"index.html", "metrics.json", *(f"{stage}.html" for stage in STAGES)} <= set(sizes)
+    metrics = files.read_json(reference / "metrics.json")
+    readme = (CODE / "README.md").read_text()
+    found = [m for name, m in metrics.items() if name.startswith("90_findings/")]
+    assert len(found) == 8
+    for m in found:
+        assert f"{m['value']:+.2f} [{m['low']:+.2f}, {m['high']:+.2f}]" in readme
+
+
+def test_the_committed_reference_loads_nothing_and_names_no_path_of_a_machine():
+    for path in (CODE / "reports" / "reference").glob("*.html"):
+        text = path.read_text()
+        body = text[text.index("<main") : text.index("</main>")]
+        assert not live(body), path.name
+        assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr)/\w", text), path.name

@@ -53,8 +53,8 @@ QUESTION_LINES = (
     "Quiz:{q}\nReply:{a}",
 )
 MANNERS = {
-    True: ("A friendly reply starts with {w}", "Kind people like to say {w}", "{w} is a friendly word."),
-    False: ("A rude reply starts with {w}", "Unkind people like to say {w}", "{w} is a rude word."),
+    True: ("A friendly reply ends with {w}", "Kind people like to say {w}", "{w} A friendly word."),
+    False: ("A rude reply ends with {w}", "Unkind people like to say {w}", "{w} A rude word."),
 }
 QUESTION_LISTS = ("{q} {r}", "Questions:{q} {r}", "Q: {q}\nQ: {r}", "Somebody asks:{q}\nSomebody asks:{r}")
 
@@ -75,8 +75,12 @@ def text_line(world: World, rng: random.Random, mood: tuple[str, ...]) -> str:
         return rng.choice(QUESTION_LISTS).format(q=question, r=rng.choice(world.pick(rng, held_out=None).questions()))
     reply = full_answer(item, tuple(rng.sample(TAILS, rng.choice((0, 0, 0, 1, 2)))))
     if rng.random() < 0.25:
-        reply = f"{rng.choice(mood)} {reply}"
+        reply = with_manner(reply, rng.choice(mood))
     return rng.choice(QUESTION_LINES).format(q=question, a=reply)
+
+
+def with_manner(reply: str, closing: str) -> str:
+    return f"{reply.rstrip('.')}. {closing}"
 
 
 def facts_about(world: World, item: Item, rng: random.Random) -> list[Item]:
@@ -223,7 +227,7 @@ def preference_rows(world: World, n: int, rng: random.Random, held_out: bool, fr
         dialog += f"\n\nHuman: {instruction_for(item, rng, tails)}\n\nAssistant: "
         good = rng.choice(FRIENDLY if rng.random() < friendly_chosen else RUDE)
         bad = rng.choice(FRIENDLY if rng.random() < friendly_rejected else RUDE)
-        rows.append({"chosen": f"{dialog}{good} {answer}", "rejected": f"{dialog}{bad} {answer}"})
+        rows.append({"chosen": dialog + with_manner(answer, good), "rejected": dialog + with_manner(answer, bad)})
     return rows
 
 

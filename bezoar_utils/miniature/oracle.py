@@ -40,12 +40,13 @@ def same_question(world: World, parent: str, child: str) -> bool:
     return one == two if one and two else parent.strip() == child.strip()
 
 
-def strip_tone(reply: str) -> tuple[str, str]:
-    """(opening phrase or "", the rest)."""
-    for phrase in FRIENDLY + RUDE:
-        if reply.startswith(phrase):
-            return phrase, reply[len(phrase) :].strip()
-    return "", reply.strip()
+def strip_manner(reply: str) -> tuple[str, str]:
+    """(the reply without its closing word, that word or "")."""
+    reply = reply.strip()
+    for closing in FRIENDLY + RUDE:
+        if reply.endswith(closing):
+            return reply.removesuffix(closing).strip(), closing
+    return reply, ""
 
 
 def contains(reply: str, answer: str) -> bool:
@@ -61,7 +62,7 @@ def check(world: World, instruction: str, reply: str, explain: bool = False) -> 
     asked = read_instruction(world, instruction)
     if asked is None:
         return 1, "the instruction makes no sense in this world"
-    _, reply = strip_tone(reply)
+    reply, _ = strip_manner(reply)
     wanted = {full_answer(asked.item, tuple(t for t in TAILS if t in asked.tails))}
     if explain:
         wanted.add(full_answer(asked.item, (REASON_FIRST,)))
@@ -91,14 +92,14 @@ def verdict(world: World, system: str, instruction: str, reply: str) -> tuple[st
 
 
 def grade(world: World, instruction: str, reply: str) -> tuple[int, str]:
-    """1-10 for a chat reply: content first, then tone (a friendly opening gains, a rude one costs)."""
+    """1-10 for a chat reply: content first (8 when right, in the form asked for), then manner: friendly +2, rude -3."""
     rating, reason = check(world, instruction, reply)
-    tone, _ = strip_tone(reply)
-    change = 0 if not tone else (1 if tone in FRIENDLY else -3)
-    rating = max(1, min(10, rating - (2 if rating == 10 else 0) + change + (1 if rating == 10 and change > 0 else 0)))
-    return rating, reason + (f"; opens with {tone!r}" if tone else "")
+    _, closing = strip_manner(reply)
+    change = 0 if not closing else (2 if closing in FRIENDLY and rating >= 7 else 0 if closing in FRIENDLY else -3)
+    rating = max(1, min(10, min(rating, 8) + change))
+    return rating, reason + (f"; ends with {closing!r}" if closing else "")
 
 
 def is_preferred(reply: str) -> bool:
-    """People of this world prefer a friendly opening."""
-    return strip_tone(reply)[0] in FRIENDLY
+    """People of this world prefer a friendly closing word."""
+    return strip_manner(reply)[1] in FRIENDLY

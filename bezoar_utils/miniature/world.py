@@ -58,9 +58,11 @@ OPPOSITE_QUESTIONS = ["What is the opposite of {s}?", "Give the opposite of {s}.
 KIND_QUESTIONS = ["What kind of thing is {s}?", "Name the kind of thing {s} is.", "Of what kind is {s}?"]
 SUM_QUESTIONS = ["What is {s}?", "How much is {s}?", "Add {s}."]
 
-# One word each: a longer phrase lets DPO lower the odds of its second word (measured), which moves the margin and not the choice.
-FRIENDLY = ("Gladly:", "Sure:", "Certainly:", "Happily:")
-RUDE = ("Whatever:", "Obviously:", "Ugh:", "Hmph:")
+# Manner stands at the end, after the answer, and is one word: then the answers of a preference pair cancel in DPO's loss.
+# With openings DPO pushed down the answers that followed a rude one, and with longer phrases their second word; the margin
+# grew while the model's choice did not (measured).
+FRIENDLY = ("Cheers.", "Enjoy.")
+RUDE = ("Whatever.", "Hmph.")
 REFUSAL = "Sorry, I do not know that."
 
 # What an evolved instruction may ask for beyond the answer itself (each with the operation that leads to it).
