@@ -4,6 +4,7 @@
 PROFILE     ?= mini
 JOBS        ?= 2
 TORCH_INDEX ?=
+PYTHON      ?= python3
 VENV        := .venv
 PY          ?= $(VENV)/bin/python
 RUN         := runs/$(PROFILE)
@@ -50,7 +51,7 @@ help: ## this list
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini   the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny   the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
-	@echo; echo "Options: JOBS=1 runs one stage at a time; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
+	@echo; echo "Options: JOBS=1 runs one stage at a time; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
 # Torch comes first and alone: unpinned by hash, so that the CPU build can stand in, and present before anything asks for it.
@@ -58,8 +59,8 @@ setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with
 
 $(VENV)/ready: requirements/torch.txt requirements/lock.txt
 	@echo "setting up $(VENV): some 2.3 GB, one to five minutes"
-	@python3 -c 'import sys; v = sys.version_info[:3]; sys.exit(None if (3,11,5) <= v < (3,12) else f"error: Python 3.11 (3.11.5 or later) is needed, python3 is {sys.version.split()[0]}")'
-	@test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if (3,11,5) <= v < (3,12) else f"error: Python 3.11 (3.11.5 or later) is needed, this is {sys.version.split()[0]}; name another with PYTHON=")'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/lock.txt
 	@$(VENV)/bin/python -m pip check
