@@ -65,7 +65,7 @@ def chapter_body(notebook: Path) -> str:
         sanitize_html=True,
         filters={"clean_html": clean},
     )
-    exporter.anchor_link_text = ""
+    exporter.exclude_anchor_links = True  # written as <a/>, which a browser leaves open: all that follows became a link
     body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
     return body
 

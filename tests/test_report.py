@@ -85,6 +85,12 @@ def test_model_text_is_inert_wherever_a_chapter_can_show_it(payload, tmp_path):
     assert "<table>" in body and '<details class="code">' in body
 
 
+def test_prose_after_a_heading_is_no_link(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nA text.")]), tmp_path / "n.ipynb")
+    body = report.chapter_body(tmp_path / "n.ipynb")
+    assert "<p>A text.</p>" in body and "Title</h1>" in body and "<a" not in body
+
+
 def page(tmp_path):
     pages = [{"file": "index.html", "label": "Overview"}, {"file": "a.html", "label": "A <b>"}]
     record = {"git_commit": "0" * 40, "git_dirty": False}
