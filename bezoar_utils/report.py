@@ -66,8 +66,13 @@ def chapter_body(notebook: Path) -> str:
         filters={"clean_html": clean},
     )
     exporter.exclude_anchor_links = True  # written as <a/>, which a browser leaves open: all that follows became a link
-    body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
+    body, _ = exporter.from_notebook_node(nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4))
     return body
+
+
+def without_machine_paths(text: str) -> str:
+    """Library warnings name files by their full path, which says where somebody's home is and nothing else."""
+    return re.sub(r"""/[^\s:'"\\]*/site-packages/""", "site-packages/", text).replace(f"{ROOT}/", "")
 
 
 # --------------------------------------------------------------------------------------------------------------- pages

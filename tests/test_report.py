@@ -39,7 +39,7 @@ class LiveParts(HTMLParser):
             self.found.append(tag)
         for name, value in attributes:
             loads = name in ("src", "srcset", "data", "style", "action") and not (value or "").startswith("data:image/png;base64,")
-            leads = name == "href" and not (value or "").startswith(("http://", "https://", "#"))
+            leads = name == "href" and not re.match(r"https?://|#|[\w.]+\.html$", value or "")
             if name.startswith("on") or loads or leads:
                 self.found.append(f"{tag} {name}={value}")
 
@@ -89,6 +89,12 @@ def test_prose_after_a_heading_is_no_link(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nA text.")]), tmp_path / "n.ipynb")
     body = report.chapter_body(tmp_path / "n.ipynb")
     assert "<p>A text.</p>" in body and "Title</h1>" in body and "<a" not in body
+
+
+def test_no_page_says_where_it_was_made():
+    warning = "/home/me/study/.venv/lib/python3.11/site-packages/tqdm/auto.py:21: TqdmWarning"
+    assert report.without_machine_paths(warning) == "site-packages/tqdm/auto.py:21: TqdmWarning"
+    assert report.without_machine_paths(f"{report.ROOT}/runs/mini") == "runs/mini"
 
 
 def page(tmp_path):
