@@ -45,8 +45,9 @@ def stale_stages(profile_name: str, profile: Profile, dag: dict[str, list[str]])
 
 
 def expected_seconds(profile_name: str, stage: str) -> float | None:
-    """What this stage took last time here, else in the committed reference run."""
-    for path in (RUNS / profile_name / "timings.json", ROOT / "reports" / "reference" / "timings.json"):
+    """What this stage took last time here, else in the committed reference run, which is one of `mini`."""
+    paths = [RUNS / profile_name / "timings.json"] + [ROOT / "reports" / "reference" / "timings.json"] * (profile_name == "mini")
+    for path in paths:
         if path.exists() and (seconds := files.read_json(path).get(stage)):
             return seconds
     return None
