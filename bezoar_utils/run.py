@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from . import files
-from .profile import CODE, PROFILES, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
+from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
 from .stage import DRAFT, KEPT, NOTEBOOKS, RUNS, StageError, notebook_hash, stale_reason, verify
 
 CELL_TIMEOUT_S = 24 * 3600  # papermill has none by default; a hung cell must not hang a rented GPU for ever
@@ -266,7 +266,7 @@ def clean(profile_name: str, paid: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.run")
-    parser.add_argument("command", choices=("stage", "plan", "stale", "verify", "clean", "clean-paid", "profiles"))
+    parser.add_argument("command", choices=("stage", "plan", "stale", "verify", "clean", "clean-paid"))
     parser.add_argument("name", nargs="?")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--dag", default="", help="stage:read,read … in order, as the Makefile has it")
@@ -286,8 +286,6 @@ def main(arguments: list[str] | None = None) -> int:
             problems = verify(options.profile)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")
             return 1 if problems else 0
-        elif options.command == "profiles":
-            print(" ".join(sorted(p.stem for p in PROFILES.glob("*.yaml"))))
         else:
             clean(options.profile, paid=options.command == "clean-paid")
     except (ProfileError, StageError) as error:
