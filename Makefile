@@ -49,8 +49,10 @@ help: ## this list
 	@echo "The OpenBezoar study. Usage: make TARGET [PROFILE=$(PROFILE)]"; echo
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-14s %s\n" "$$t" "$$d"; done
 	@echo; echo "Profiles (profiles/*.yaml):"
-	@echo "  mini   the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
-	@echo "  tiny   the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
+	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
+	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
+	@echo "  released  the authors' released rows and verdicts, checked and filtered (data chapters only; needs the hub, no key)"
+	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (data chapters only; needs a GPU server, a key, money)"
 	@echo; echo "Options: JOBS=1 runs one stage at a time; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
@@ -103,7 +105,7 @@ report: setup ## render the finished stages as HTML, without running anything
 reference: setup ## make this profile's report the committed one, and put its claims into the README (for maintainers)
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference
 
-plan: setup ## what would run, and why it is stale
+plan: setup ## what would run and why; calls, tokens, cost and time, before anything is spent
 	@$(STUDY) plan $(FOR)
 
 verify: setup ## hash every artifact again and compare with its stage.json

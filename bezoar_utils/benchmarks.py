@@ -1,5 +1,6 @@
 """LM Eval Harness on local tasks, with one BOS a request and per-item results kept for intervals."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -20,6 +21,32 @@ def answer_found(response: str, answer: str) -> bool:
 def reply_matches(response: str, answer: str) -> bool:
     """`strict_match` of the first sentence, so that a closing word after it does not count."""
     return strict_match(clean_response(response).split(". ")[0], answer)
+
+
+def open_tasks(evaluation: dict, stage) -> list:
+    """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds."""
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    if evaluation["tasks_from"]:
+        return load_tasks(stage.input(evaluation["tasks_from"]), evaluation["tasks"])
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    return _leaves(get_task_dict(evaluation["tasks"], TaskManager()))
+
+
+def _leaves(tasks: dict) -> list:
+    """The tasks of a dictionary in which groups hold further dictionaries."""
+    return [leaf for task in tasks.values() for leaf in (_leaves(task) if isinstance(task, dict) else [task])]
+
+
+def task_items(tasks: list) -> dict[str, list[dict]]:
+    """task -> its items, each with `text`: what the harness itself would look for in training data, else its prompt."""
+    return {
+        task.config.task: [
+            doc | {"text": str(task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc))}
+            for doc in task.eval_docs
+        ]
+        for task in tasks
+    }
 
 
 def load_tasks(folder: Path, names: list[str]) -> list:
@@ -56,12 +83,9 @@ def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
 
 def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int) -> list[dict]:
     """One row an item and metric: task, item, metric, value. Raises ValueError when a request does not get one BOS."""
-    import logging
-
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True, max_length=512)
     ids = harness.tok_encode("a text")
     if ids.count(tokenizer.bos_token_id) != 1 or ids[0] != tokenizer.bos_token_id:

@@ -88,5 +88,21 @@ def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top
     return fig
 
 
+def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int = 20):
+    """Shares of each list's values, one outline a name, over common bins."""
+    fig, (axis,) = _axes()
+    everything = [v for some in values.values() for v in some]
+    low, high = (min(everything), max(everything)) if everything else (0, 1)
+    edges = [low + (high - low + 1) * i / min(bins, high - low + 1) for i in range(int(min(bins, high - low + 1)) + 1)]
+    for name, some in values.items():
+        if some:
+            weights = [1 / len(some)] * len(some)
+            axis.hist(some, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=f"{name} (n = {len(some)})")
+    axis.set(title=title, xlabel=unit, ylabel="share of rows")
+    if everything:
+        axis.legend(frameon=False, fontsize=8)
+    return fig
+
+
 def _number(value) -> bool:
     return value is not None and value == value

@@ -1,7 +1,7 @@
 """WizardLM's Evol-Instruct (arXiv 2304.12244) as the OpenBezoar authors ran it, with prompts in our own words.
 
-Strategy (in-depth or in-breadth) and one of four in-depth operations are drawn uniformly once per category and epoch, as
-in the authors' code. A survivor replaces its parent in the pool and is kept as a row; a failure leaves the parent.
+Strategy (in-depth or in-breadth) and one of four in-depth operations are drawn uniformly. A survivor replaces its parent
+in the pool and is kept as a row; a failure leaves the parent.
 """
 
 import random
@@ -39,19 +39,50 @@ def draw_operation(rng: random.Random) -> tuple[str, str]:
     return strategy, rng.choice(sorted(OPERATIONS)) if strategy == "in-depth" else ""
 
 
+def draw_operations(pool: list[dict], epoch: int, seed: int, draw_per: str) -> list[tuple[str, str]]:
+    """One (strategy, operation) a row of the pool: per `category`, as the authors' code draws, or per `row`, as WizardLM's.
+
+    Each draw has a random stream of its own, so that no draw depends on the order of others.
+    """
+    places = [row["category"] if draw_per == "category" else row["seed_number"] for row in pool]
+    return [draw_operation(random.Random(f"{seed}/{epoch}/{place}")) for place in places]
+
+
+def seed_pool(rows: list[dict], per_category: int, seed_words: int) -> list[dict]:
+    """The first rows of each category as the pool of the first epoch: seed_number, category, instruction.
+
+    A seed is its instruction, a blank line and its context, cut after `seed_words` words.
+    """
+    pool = []
+    for category in sorted({row["category"] for row in rows}):
+        chosen = [row for row in rows if row["category"] == category][:per_category]
+        pool += [{"category": category, "instruction": cut(f"{r['instruction']}\n\n{r['context']}", seed_words)} for r in chosen]
+    return [{"seed_number": number, **row} for number, row in enumerate(pool)]
+
+
+def cut(text: str, n_words: int) -> str:
+    ends = [match.end() for match in re.finditer(r"\S+", text)][:n_words]
+    return text[: ends[-1]] if ends else ""
+
+
 def evolve_prompt(instruction: str, strategy: str, operation: str) -> str:
     if strategy == "in-breadth":
         return f"Write one new instruction in the same field as this one, about something rarer. Do not answer it.\n{instruction}"
     return f"Rewrite this instruction {OPERATIONS[operation]}. Add at most 20 words. Do not answer it.\n{instruction}"
 
 
-def failed_rule(parent: str, child: str, response: str, equality: str) -> str | None:
-    """The first of WizardLM's elimination rules that this evolution breaks, or None when it survives.
+def failed_rule(child: str | None, response: str | None, equality: str | None) -> str | None:
+    """The first rule that this evolution breaks, or None when it survives. The last four are WizardLM's elimination rules.
 
-    `equality` is the judge's word on parent and child: "equal" means no information was gained.
+    `child` and `response` are None when the teacher failed; `equality` is the judge's word on parent and child ("equal":
+    no information was gained), None when it gave none in as many tries as it had.
     """
+    if child is None or response is None:
+        return "teacher_failed"
     if not child.strip():
         return "empty_instruction"
+    if equality is None:
+        return "no_word_on_equality"
     if has_prompt_marker(child):
         return "leaked_prompt_words"
     if equality == EQUAL:
@@ -63,32 +94,41 @@ def failed_rule(parent: str, child: str, response: str, equality: str) -> str | 
     return None
 
 
-def settle(pool: list[dict], draws: dict, children: list[str], responses: list[str], equalities: list[str], epoch: int):
+def settle(pool: list[dict], draws: list[tuple[str, str]], children: list, responses: list, equalities: list, epoch: int):
     """(rows, next pool) of one epoch. Each evolution is a row; `rule` says why it was eliminated, or is None.
 
-    `pool` holds {"category", "instruction"}; `draws` maps a category to its (strategy, operation). A survivor takes its
-    parent's place in the next pool.
+    A survivor takes its parent's place in the next pool; a failure leaves the parent there.
     """
-    rows, following = [], list(pool)
-    for number, (parent, child, response, equality) in enumerate(zip(pool, children, responses, equalities, strict=True)):
-        strategy, operation = draws[parent["category"]]
-        rule = failed_rule(parent["instruction"], child, response, equality)
+    rows, following = [], []
+    for parent, draw, child, response, equality in zip(pool, draws, children, responses, equalities, strict=True):
+        rule = failed_rule(child, response, equality)
         rows.append(
             {
                 "instruction": child,
                 "response": response,
                 "category": parent["category"],
-                "evolution_strategy": strategy,
-                "in-depth-evolving_operation": operation,
+                "evolution_strategy": draw[0],
+                "in-depth-evolving_operation": draw[1],
                 "epoch": epoch,
                 "parent": parent["instruction"],
-                "seed_number": number,
+                "seed_number": parent["seed_number"],
                 "rule": rule,
             }
         )
-        if rule is None:
-            following[number] = parent | {"instruction": child}
+        following.append(parent if rule else parent | {"instruction": child})
     return rows, following
+
+
+def lineage(rows: list[dict], seed_number: int) -> list[str]:
+    """One seed's tree over the epochs as lines of text: survivors go one step in, failures stand beside with their rule."""
+    mine = sorted((r for r in rows if r["seed_number"] == seed_number), key=lambda r: r["epoch"])
+    lines, depth = [f"{mine[0]['category']}: {mine[0]['parent']}"], 0
+    for row in mine:
+        way = row["in-depth-evolving_operation"] or row["evolution_strategy"]
+        end = f"   ✗ {row['rule']}" if row["rule"] else ""
+        lines.append(f"{'   ' * depth}└─ epoch {row['epoch']}, {way}: {row['instruction']}{end}")
+        depth += not row["rule"]
+    return lines
 
 
 def is_refusal(response: str) -> bool:

@@ -1,5 +1,6 @@
 """Reading and writing: every file appears whole or not at all (temporary file, fsync, rename)."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -34,13 +35,13 @@ def read_json(path: Path):
         raise ValueError(f"{path} is damaged or truncated: {error}") from None
 
 
-def append_jsonl(path: Path, row: dict) -> None:
-    """One finished row, on disk before this returns. A torn last line of an earlier kill is ended first."""
+def append_jsonl(path: Path, *rows: dict) -> None:
+    """Finished rows, on disk before this returns. A torn last line of an earlier kill is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab+") as file:
         if file.tell() and not _ends_in_newline(file):
             file.write(b"\n")
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        file.write(to_jsonl(list(rows)))
         file.flush()
         os.fsync(file.fileno())
 
@@ -51,13 +52,14 @@ def _ends_in_newline(file) -> bool:
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The whole rows of an append log; a torn last line, which a kill can leave, is skipped."""
+    """The whole rows of an append log; a torn last line, which a kill can leave, is skipped.
+
+    Line by line as bytes: a kill can cut a character in two, and a text can hold signs that str.splitlines() splits at.
+    """
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
+    for line in path.read_bytes().split(b"\n") if path.exists() else ():
+        with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return rows
 
 

@@ -1,18 +1,67 @@
-"""What must not reach training: rows the judge refused, copies, and rows that overlap with the evaluation."""
+"""What must not reach training: rows the judge refused, copies, near-copies, and rows that overlap with the evaluation."""
 
 import re
 
-REASONS = ("judge_failed", "judge_rejected", "copy", "names_held_out_subject", "overlaps_evaluation")
+REASONS = ("judge_failed", "judge_rejected", "copy", "near_copy", "names_held_out_subject", "overlaps_evaluation")
 
 
 def words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
 
 
-def ngrams(text: str, n: int) -> set[tuple[str, ...]]:
-    """All runs of n words; a text shorter than n counts as one run."""
-    tokens = words(text)
-    return {tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))} if tokens else set()
+class NearCopies:
+    """Texts seen so far, searched by ROUGE-L: F1 of the longest common subsequence of words, 1 for equal word sequences.
+
+    Each distinct word becomes one character, so that rapidfuzz compares strings: its Indel similarity is 2 LCS / (a + b),
+    which is ROUGE-L's F1.
+    """
+
+    def __init__(self, threshold: float, texts: list[str] = ()):
+        self.threshold, self.letters = threshold, {}
+        self.seen = [self._letters(text) for text in texts]
+
+    def _letters(self, text: str) -> str:
+        # from U+20000 on there are no surrogates, and room for 900,000 different words
+        return "".join(chr(0x20000 + self.letters.setdefault(word, len(self.letters))) for word in words(text))
+
+    def holds(self, text: str) -> bool:
+        from rapidfuzz import process
+        from rapidfuzz.distance import Indel
+
+        # a little less than the threshold, which rapidfuzz's rounding otherwise misses at 0.6 and 0.8
+        cutoff = self.threshold - 1e-7
+        found = process.extractOne(
+            self._letters(text), self.seen, scorer=Indel.normalized_similarity, score_cutoff=cutoff, processor=None
+        )
+        return found is not None
+
+    def add(self, text: str) -> None:
+        self.seen.append(self._letters(text))
+
+
+class EvaluationIndex:
+    """Which evaluation tasks share a run of `n` words with a text. An item of fewer words (but n/2) is looked for whole."""
+
+    def __init__(self, tasks: dict[str, list[str]], n: int):
+        self.n = n
+        self.runs: dict[int, dict[tuple, set[str]]] = {}
+        for task, texts in tasks.items():
+            for tokens in map(words, texts):
+                length = min(n, len(tokens))
+                if 2 * length >= n:
+                    for run in runs(tokens, length):
+                        self.runs.setdefault(length, {}).setdefault(run, set()).add(task)
+
+    def tasks_met(self, *texts: str) -> set[str]:
+        met: set[str] = set()
+        for tokens in map(words, texts):
+            for length, known in self.runs.items():
+                met.update(*(known[run] for run in runs(tokens, length) if run in known))
+        return met
+
+
+def runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
+    return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
 
 
 def names_any(text: str, subjects: set[str]) -> bool:
@@ -27,30 +76,51 @@ def judge_reason(row: dict) -> str | None:
     return None if row["status"] == "Accept" else "judge_rejected"
 
 
-def hygiene_reason(row: dict, seen: set, evaluation: set[tuple[str, ...]], held_out: set[str], n: int) -> str | None:
-    if (row["system"], row["instruction"], row["response"]) in seen:
-        return "copy"
-    if names_any(row["instruction"], held_out):
-        return "names_held_out_subject"
-    if evaluation & ngrams(row["instruction"], n):
-        return "overlaps_evaluation"
-    return None
-
-
 def select(
-    rows: list[dict], evaluation_texts: list[str], held_out: set[str], n: int, use_judge: bool = True
+    rows: list[dict], evaluation: EvaluationIndex, held_out: set[str], near_duplicate: float, use_judge: bool = True
 ) -> tuple[list[dict], dict[str, int]]:
     """(kept rows, dropped rows by reason); every row is in one of the two. `rows` have system, instruction, response, status.
 
     Without the judge, what hygiene alone leaves: the fair unfiltered control.
     """
-    evaluation = set().union(*(ngrams(text, n) for text in evaluation_texts))
-    seen, kept, dropped = set(), [], dict.fromkeys(REASONS, 0)
+    copies, near, kept, dropped = set(), NearCopies(near_duplicate), [], dict.fromkeys(REASONS, 0)
     for row in rows:
-        reason = (judge_reason(row) if use_judge else None) or hygiene_reason(row, seen, evaluation, held_out, n)
+        whole, text = (row["system"], row["instruction"], row["response"]), f"{row['instruction']} {row['response']}"
+        reason = judge_reason(row) if use_judge else None
+        if reason is None:
+            if whole in copies:
+                reason = "copy"
+            elif names_any(row["instruction"], held_out):
+                reason = "names_held_out_subject"
+            elif evaluation.tasks_met(row["instruction"], row["response"]):
+                reason = "overlaps_evaluation"
+            elif near.holds(text):
+                reason = "near_copy"
         if reason:
             dropped[reason] += 1
         else:
-            seen.add((row["system"], row["instruction"], row["response"]))
+            copies.add(whole)
+            near.add(text)
             kept.append(row)
     return kept, dropped
+
+
+def contamination(sets: dict[str, list[dict]], tasks: dict[str, list[str]], n: int) -> list[dict]:
+    """A row a task: how many rows of each set share a run of `n` words with one of its items."""
+    index = EvaluationIndex(tasks, n)
+    met = {name: [index.tasks_met(r["instruction"], r["response"]) for r in rows] for name, rows in sets.items()}
+    return [
+        {"task": task, "items": len(texts), **{name: sum(task in found for found in rows) for name, rows in met.items()}}
+        for task, texts in tasks.items()
+    ]
+
+
+# Task families whose training questions are FLAN templates (google-research/FLAN, flan/templates.py and flan/v2, at
+# e9e4ec6; gsm8k by its chain-of-thought part). Prefixes of the harness's task names.
+SEEN_IN_FLAN = """anli arc boolq cb cola copa coqa drop gsm8k hellaswag mnli mrpc multirc nq_open openbookqa paws piqa qnli qqp
+    record rte squad sst2 storycloze triviaqa wic winogrande wnli wsc""".split()
+
+
+def seen_in_flan(task: str) -> str:
+    """ "yes" when FLAN, which Orca's queries come from, was built from this benchmark's questions too."""
+    return "yes" if task.lower().startswith(tuple(SEEN_IN_FLAN)) else "no"

@@ -1,4 +1,4 @@
-"""The judge: prompts in our own words, strict verdicts, and one OpenAI-compatible client for whoever answers.
+"""The judge: prompts in our own words, and strict verdicts.
 
 What is judged is data, never instruction: it stands between delimiters that carry a nonce made from its own hash, which a
 text cannot contain. A verdict is the JSON object on the last line of the reply and nothing else; anything else is a
@@ -6,20 +6,15 @@ failure, counted as one, never a score. Prompt and scale are ours: the authors' 
 """
 
 import hashlib
-import os
 import re
-import subprocess
-import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import files
+from .endpoint import Endpoint, Reply, Request, open_endpoint, record_calls
 
+SCHEME = "judge-1"  # of a finished call's key; the prompt stands in it too
 Rating = Annotated[int, Field(ge=1, le=10)]
 
 
@@ -80,97 +75,64 @@ def read_sections(prompt: str) -> dict[str, str]:
 
 def parse_verdict(kind: type[BaseModel], text: str | None) -> BaseModel | None:
     """The verdict on the last line of a judge's reply, or None when that line is not exactly one."""
-    lines = (text or "").strip().splitlines()
-    if not lines:
-        return None
+    last_line = (text or "").strip().rpartition("\n")[2]  # not splitlines(): a reason may quote the signs it splits at
     try:
-        return kind.model_validate_json(lines[-1])
+        return kind.model_validate_json(last_line)
     except ValidationError:
         return None
 
 
-class Judge:
-    """Asks one endpoint, a bounded number of calls at a time, and keeps each finished call in `calls.jsonl`.
+def released_verdict(row: dict, who: str) -> dict | None:
+    """What the authors' judge `who` said of a released row, or None. Their columns are all strings: `<who>_status` …
 
-    The key comes from the environment variable the profile names, and goes nowhere but into the client.
+    Only the exact status counts, as in the authors' filter. Their rating scale is unknown: a rating that is no number is
+    None, the status stands.
     """
+    status, rating, reason = (row.get(f"{who}_{field}") for field in ("status", "rating", "reason"))
+    if status not in ("Accept", "Reject"):
+        return None
+    number = float(rating) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", str(rating)) else None
+    return {"status": status, "rating": number, "reason": str(reason or "")}
 
-    def __init__(self, settings: dict, base_url: str, ledger: Path):
-        from openai import OpenAI
 
-        self.settings, self.ledger = settings, ledger
-        key = os.environ.get(settings["api_key_env"]) or ("local" if settings["local_server"] else None)
-        if key is None:
-            raise RuntimeError(f"the judge needs its key in the environment variable {settings['api_key_env']}")
-        self.client = OpenAI(base_url=base_url, api_key=key, timeout=settings["timeout_s"], max_retries=settings["max_retries"])
-        self.finished = {row["key"]: row for row in files.read_jsonl(ledger)}
-        self.calls = self.tokens = 0
-        self.last_error = ""
+class Judge:
+    """Asks one endpoint for verdicts, for one stage."""
 
-    def ask(self, kind: type[BaseModel], prompts: list[str], progress=None) -> list[BaseModel | None]:
-        """A verdict a prompt, in order; None for a failed call or an unreadable reply. Finished calls are not sent again."""
-        verdicts: list[BaseModel | None] = []
-        with ThreadPoolExecutor(self.settings["concurrency"]) as pool:
-            for number, text in enumerate(pool.map(self._reply, prompts), start=1):
-                verdicts.append(parse_verdict(kind, text))
-                if progress:
-                    progress(number, len(prompts))
-        if prompts and all(verdict is None for verdict in verdicts):
-            raise RuntimeError(
-                f"the judge gave no usable verdict to any of {len(prompts)} prompts; last error: {self.last_error or 'none'}"
-            )
+    def __init__(self, stage, settings: dict):
+        self.stage, self.settings = stage, settings
+
+    @cached_property
+    def endpoint(self) -> Endpoint:  # opened by the first question, so that a judge nobody asks needs no key
+        return open_endpoint(self.stage, self.settings)
+
+    def reply(self, prompts: list[str], what: str, repeat: int = 0) -> list[Reply]:
+        """The raw replies, in order, for `parse_verdict` now or ever again. `repeat` asks the same thing once more."""
+        if not prompts:
+            return []
+        wanted = {k: self.settings[k] for k in ("temperature", "max_tokens")}
+        replies = self.endpoint.ask([Request(p, wanted, "chat", SCHEME, repeat) for p in prompts], self.stage.reporter(what))
+        record_calls(self.stage, replies)
+        return replies
+
+    def ask(self, kind: type[BaseModel], prompts: list[str], what: str, tries: int = 1) -> list[BaseModel | None]:
+        """A verdict a prompt, in order; None where `tries` calls brought no readable one.
+
+        Raises RuntimeError when no prompt at all got a verdict: then something is wrong with the judge, not with the rows.
+        """
+        verdicts: list[BaseModel | None] = [None] * len(prompts)
+        for repeat in range(tries):
+            open_ones = [i for i, verdict in enumerate(verdicts) if verdict is None]
+            for i, reply in zip(open_ones, self.reply([prompts[i] for i in open_ones], what, repeat)):
+                verdicts[i] = parse_verdict(kind, reply.text)
+        require_some(verdicts)
         return verdicts
 
-    def _reply(self, prompt: str) -> str | None:
-        from openai import OpenAIError
 
-        wanted = {k: self.settings[k] for k in ("model", "temperature", "max_tokens")}
-        key = files.sha256_json({"prompt": prompt, **wanted})
-        if key in self.finished:
-            return self.finished[key]["text"]
-        try:
-            reply = self.client.chat.completions.create(messages=[{"role": "user", "content": prompt}], **wanted)
-        except OpenAIError as error:
-            self.last_error = f"{type(error).__name__}: {error}"
-            return None
-        tokens = reply.usage.total_tokens if reply.usage else 0
-        row = {"key": key, "text": reply.choices[0].message.content or "", "tokens": tokens, "cost_usd": 0.0}
-        with _ledger_lock:
-            self.calls, self.tokens = self.calls + 1, self.tokens + tokens
-            files.append_jsonl(self.ledger, row)
-            self.finished[key] = row
-        return row["text"]
+def require_some(verdicts: list) -> None:
+    if verdicts and all(verdict is None for verdict in verdicts):
+        raise RuntimeError(f"the judge gave no readable verdict to any of {len(verdicts)} prompts")
 
 
-_ledger_lock = threading.Lock()
-
-
-@contextmanager
-def open_judge(stage, settings: dict):
-    """The judge of a profile: a remote endpoint, or a local server started for the time of the block."""
-    with _address(stage, settings) as url:
-        judge = Judge(settings, url, stage.output("calls.jsonl"))
-        try:
-            yield judge
-        finally:
-            stage.spend(tokens=judge.tokens, calls=judge.calls)
-
-
-@contextmanager
-def _address(stage, settings: dict):
-    """A local server is a module run with the miniature's world as its argument; it ends when its standard input closes,
-    so at the latest with this process."""
-    if settings["base_url"]:
-        yield settings["base_url"]
-        return
-    command = [sys.executable, "-m", settings["local_server"], str(stage.input("00_miniature/world.json"))]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        address = server.stdout.readline().strip()
-        if not address.startswith("http://127.0.0.1:"):
-            raise RuntimeError(f"{settings['local_server']} did not start (exit code {server.poll()})")
-        yield address
-    finally:
-        server.stdin.close()
-        server.terminate()
-        server.wait()
+def swapped(prompt_parts: dict[str, str]) -> dict[str, str]:
+    """The same parts in the other order: a judge that weighs order flips on them."""
+    return dict(reversed(prompt_parts.items()))

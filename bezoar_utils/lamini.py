@@ -6,7 +6,13 @@ The original asks for 20 instructions from 3 examples and 3 topics; how many the
 
 import re
 
-TAGGED = re.compile(r"<example>(.*?)</example>", re.DOTALL)
+from .hygiene import NearCopies, words
+
+# as small teachers write them: in any case, with spaces, or with the word doubled
+OPENING = re.compile(r"<\s*(?:example)+\s*>", re.IGNORECASE)
+CLOSING = re.compile(r"<\s*/\s*(?:example)+\s*>?", re.IGNORECASE)
+# not the beginning of "1.5 litres", "10:30" or "-5"
+LABEL = re.compile(r"^\s*(?:(?:\d+\s*[.):](?!\d)|[-*](?=\s)|•|(?:example|instruction|question)\s*\d*\s*:)\s*)+", re.IGNORECASE)
 
 
 def example_guided_prompt(examples: list[str], n_new: int) -> str:
@@ -31,26 +37,36 @@ def _prompt(examples: list[str], n_new: int, topics: list[str]) -> str:
 
 
 def parse_instructions(completion: str) -> list[str]:
-    """The tagged instructions of one completion, in order; text outside the tags and empty tags are ignored."""
-    return [text.strip() for text in TAGGED.findall(completion) if text.strip()]
+    """The tagged instructions of one completion, in order, without the numbers and labels teachers put before them.
+
+    An instruction whose closing tag was forgotten ends where the next one opens; the last one without a closing tag was
+    cut off by the length limit and is left out. Text outside the tags is ignored.
+    """
+    pieces = OPENING.split(completion)[1:]
+    ended = [CLOSING.split(piece)[0] for number, piece in enumerate(pieces) if CLOSING.search(piece) or number + 1 < len(pieces)]
+    return [text for piece in ended if (text := LABEL.sub("", piece).strip())]
 
 
-def normalise(instruction: str) -> str:
-    """The key under which two instructions count as the same: case, spacing and end punctuation do not matter."""
-    return re.sub(r"\W+", " ", instruction.lower()).strip()
+def drop_repeats(instructions: list[dict], seeds: list[str], near_duplicate: float) -> tuple[list[dict], dict[str, int]]:
+    """(the first of each instruction that is no seed again, counts of the others by reason).
 
-
-def drop_repeats(instructions: list[dict], seeds: list[str]) -> tuple[list[dict], dict[str, int]]:
-    """Keep the first of each instruction that is no copy of a seed; count what went, by reason."""
-    seen_seeds, seen, kept = {normalise(s) for s in seeds}, set(), []
-    dropped = {"copy_of_seed": 0, "repeated": 0}
+    Equal means equal words; near is ROUGE-L of at least `near_duplicate` (Self-Instruct, arXiv 2212.10560, took 0.7).
+    """
+    kept, dropped = [], dict.fromkeys(("copy_of_seed", "near_copy_of_seed", "repeated", "near_repeat"), 0)
+    equal_seeds, equal = {tuple(words(seed)) for seed in seeds}, set()
+    near_seeds, near = NearCopies(near_duplicate, seeds), NearCopies(near_duplicate)
     for row in instructions:
-        key = normalise(row["instruction"])
-        if key in seen_seeds:
+        text = row["instruction"]
+        if (key := tuple(words(text))) in equal_seeds:
             dropped["copy_of_seed"] += 1
-        elif key in seen:
+        elif key in equal:
             dropped["repeated"] += 1
+        elif near_seeds.holds(text):
+            dropped["near_copy_of_seed"] += 1
+        elif near.holds(text):
+            dropped["near_repeat"] += 1
         else:
-            seen.add(key)
+            equal.add(key)
+            near.add(text)
             kept.append(row)
     return kept, dropped

@@ -1,8 +1,9 @@
-"""The one place where models are loaded, adapted, merged and asked to generate."""
+"""The one place where models are loaded, adapted and merged."""
 
+import re
 from pathlib import Path
 
-from .profile import ProfileError
+from .profile import ROOT, STAGES, ProfileError
 
 
 def prepare_torch(threads: int, seed: int):
@@ -15,6 +16,28 @@ def prepare_torch(threads: int, seed: int):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return torch
+
+
+def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str]:
+    """(folder, identity by content) of an earlier stage's model, of a local folder, or of a hub id at a pinned commit.
+
+    Raises ProfileError for a hub id without a full commit hash.
+    """
+    from . import files
+
+    if reference.split("/")[0] in STAGES:
+        path = stage.input(reference)
+        recorded = {name: sha for name, sha in stage.inputs.items() if name.startswith(f"{reference}/")}
+        return path, files.sha256_json(recorded)
+    if (ROOT / reference).is_dir():
+        contents = {p.name: files.sha256_file(p) for p in sorted((ROOT / reference).iterdir()) if p.is_file()}
+        return ROOT / reference, files.sha256_json(contents)
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ProfileError(f"{reference} is no stage's model and no folder; as a hub id it needs its full commit hash as revision")
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "tokenizer.model"]
+    return Path(snapshot_download(reference, revision=revision, allow_patterns=wanted)), f"{reference}@{revision}"
 
 
 def load_tokenizer(path: Path):
@@ -139,43 +162,3 @@ def save_model(model, tokenizer, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})
-
-
-def generate(
-    model,
-    tokenizer,
-    prompts: list[str],
-    *,
-    max_new_tokens: int,
-    seed: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    batch_size: int = 128,
-    progress=None,
-) -> list[str]:
-    """One continuation a prompt, in the prompts' order; greedy when `temperature` is 0. `progress(done, total)` is called.
-
-    Prompts are batched by length and padded on the left. The same seed, prompts and batch size give the same texts.
-    """
-    import torch
-
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    texts: list[str] = [""] * len(prompts)
-    sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {"do_sample": False}
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        batch = tokenizer([prompts[i] for i in chosen], return_tensors="pt", padding=True, padding_side="left").to(model.device)
-        torch.manual_seed(seed * 1_000_003 + start)
-        with torch.no_grad():
-            out = model.generate(**batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **sampling)
-        new = out[:, batch["input_ids"].shape[1] :]
-        for i, text in zip(chosen, tokenizer.batch_decode(new, skip_special_tokens=True)):
-            texts[i] = text
-        if progress:
-            progress(start + len(chosen), len(order))
-    return texts
-
-
-def count_tokens(tokenizer, texts: list[str]) -> int:
-    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0

@@ -3,8 +3,10 @@
 Judge words are ours. A failed grade stays a failure: it is counted, and no score is made up for it.
 """
 
-from .models import generate
+from .generation import generate
 from .template import clean_response, render_prompt
+
+QUESTION_COLUMNS = {"question_id": int, "category": str, "turns": list}  # FastChat's format
 
 
 def answer_questions(model, tokenizer, questions: list[dict], settings: dict, seed: int, progress=None) -> list[dict]:

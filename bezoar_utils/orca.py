@@ -43,24 +43,31 @@ def draw_system_message(sub_collection: str, multiple_choice: bool, rng: random.
     return rng.choice(fitting)
 
 
-def draw_queries(rows: list[dict], per_collection: dict[str, int], rng: random.Random) -> list[dict]:
-    """Orca's Algorithm 1: draw a task, then one of its queries without replacement, until each count is reached.
+def draw_queries(
+    task_names: list[str], template_types: list[str], count: int, rng: random.Random, most_per_task=None, without=(), zero_shot=True
+) -> list[int]:
+    """Orca's Algorithm 1 on one sub-collection: draw a task, then one of its queries without replacement.
 
-    `rows` have FLAN's columns (inputs, targets, task_source, task_name, template_type) and `original_index`.
+    Returns row numbers. No task gives more than `most_per_task`; tasks with one of `without` in their name give none;
+    `zero_shot` leaves out few-shot templates (`fs_…`). Raises ValueError when fewer than `count` queries are left.
     """
-    drawn = []
-    for collection, count in per_collection.items():
-        pools: dict[str, list[dict]] = {}
-        for row in rows:
-            if row["task_source"] == collection:
-                pools.setdefault(row["task_name"], []).append(row)
-        if sum(map(len, pools.values())) < count:
-            raise ValueError(f"{count} queries asked of {collection!r}, which has {sum(map(len, pools.values()))}")
-        for pool in pools.values():
-            rng.shuffle(pool)
-        for _ in range(count):
-            task = rng.choice(sorted(name for name, pool in pools.items() if pool))
-            drawn.append(pools[task].pop())
+    pools: dict[str, list[int]] = {}
+    for number, (task, template) in enumerate(zip(task_names, template_types, strict=True)):
+        if not (zero_shot and template.startswith("fs_")):
+            pools.setdefault(task, []).append(number)
+    pools = {t: p for t, p in sorted(pools.items()) if not any(part in t.lower() for part in without)}
+    for pool in pools.values():
+        rng.shuffle(pool)
+        del pool[most_per_task or len(pool) :]
+    if sum(map(len, pools.values())) < count:
+        raise ValueError(f"{count} queries asked for, but only {sum(map(len, pools.values()))} fit")
+    drawn: list[int] = []
+    open_tasks = list(pools)
+    while len(drawn) < count:
+        place = rng.randrange(len(open_tasks))
+        drawn.append(pools[open_tasks[place]].pop())
+        if not pools[open_tasks[place]]:
+            open_tasks.pop(place)
     return drawn
 
 

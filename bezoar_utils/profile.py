@@ -7,7 +7,7 @@ stage runs. `stage_parameters` is what one stage may know: its own section, flat
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,11 +21,69 @@ Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, le=1)]
+Price = Annotated[float, Field(ge=0)]
 Schemes = Literal["lamini", "orca", "evol"]
+Collections = Literal["cot", "niv2", "t0", "flan2021"]
+ORIGINS = ("artifact", "file", "hub")
+# Both sets are CC BY-NC 4.0; the paper makes its own data instead.
+NEVER_MIXED = ("lamini-instruction", "wizardlm_evol_instruct")
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Source(Section):
+    """Where rows come from: an earlier stage's artifact, a local file, or files of a hub data set at a pinned commit."""
+
+    artifact: str | None = None
+    file: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    expect_prefix: str | None = None
+    files: list[str] = []
+    rename: dict[str, str] = {}
+    licence: str
+
+    @model_validator(mode="after")
+    def one_pinned_origin(self):
+        if sum(getattr(self, origin) is not None for origin in ORIGINS) != 1:
+            raise ValueError(f"give exactly one of {', '.join(ORIGINS)}")
+        if self.hub is None:
+            return self
+        if (self.revision is None) == (self.expect_prefix is None):
+            raise ValueError(f"{self.hub}: give its revision, or expect_prefix where only a commit's beginning is known")
+        if self.revision and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise ValueError(f"{self.hub}: revision must be a full commit hash of 40 hex digits, not {self.revision!r}")
+        if self.expect_prefix and not re.fullmatch("[0-9a-f]{7,39}", self.expect_prefix):
+            raise ValueError(f"{self.hub}: expect_prefix must be 7 to 39 hex digits, not {self.expect_prefix!r}")
+        if not self.files:
+            raise ValueError(f"{self.hub}: name its files; hub bots rename what is not named")
+        if any(name in self.hub.lower() for name in NEVER_MIXED):
+            raise ValueError(f"{self.hub} is CC BY-NC 4.0 data that this study never mixes in")
+        return self
+
+
+class Money(Section):
+    budget_usd: Price
+    prices: dict[str, Annotated[list[Price], Field(min_length=2, max_length=2)]]
+
+
+class Endpoint(Section):
+    base_url: str | None
+    local_server: str | None
+    api_key_env: str | None
+    concurrency: Annotated[int, Field(ge=1, le=256)]
+    timeout_s: Annotated[float, Field(gt=0)]
+    attempts: Positive
+
+    @model_validator(mode="after")
+    def one_address(self):
+        if (self.base_url is None) == (self.local_server is None):
+            raise ValueError("give exactly one of base_url and local_server")
+        if self.api_key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.api_key_env):
+            raise ValueError("api_key_env is the NAME of an environment variable in capitals, never the key itself")
+        return self
 
 
 class Miniature(Section):
@@ -59,11 +117,17 @@ class Miniature(Section):
 
 class Teacher(Section):
     model: str
+    revision: str | None
+    licence: str
+    endpoint: Endpoint | None
+    mode: Literal["raw", "chat"]
     wrapper: str
+    stop: Annotated[list[str], Field(max_length=4)]
     temperature: Annotated[float, Field(ge=0, le=2)]
     top_p: Rate
     max_new_tokens: Positive
     batch_size: Positive
+    four_bit: bool
 
     @model_validator(mode="after")
     def wrapper_has_prompt(self):
@@ -74,22 +138,10 @@ class Teacher(Section):
 
 class Judge(Section):
     model: str
-    base_url: str | None
-    local_server: str | None
-    api_key_env: str
+    licence: str
+    endpoint: Endpoint
     temperature: Annotated[float, Field(ge=0, le=2)]
     max_tokens: Positive
-    concurrency: Annotated[int, Field(ge=1, le=64)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    max_retries: Count
-
-    @model_validator(mode="after")
-    def one_address(self):
-        if (self.base_url is None) == (self.local_server is None):
-            raise ValueError("give exactly one of base_url and local_server")
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.api_key_env):
-            raise ValueError("api_key_env is the NAME of an environment variable in capitals, never the key itself")
-        return self
 
 
 class Lora(Section):
@@ -106,12 +158,15 @@ class Quantisation(Section):
 
 
 class Lamini(Section):
+    seeds: Source
+    released: Source | None
     example_guided_calls: Count
     topic_guided_calls: Count
     examples_per_prompt: Positive
     topics_per_prompt: Positive
     instructions_per_call: Positive
     topics: list[str]
+    near_duplicate: Rate
 
     @model_validator(mode="after")
     def enough_topics(self):
@@ -121,17 +176,46 @@ class Lamini(Section):
 
 
 class Orca(Section):
-    per_collection: dict[Literal["cot", "niv2", "t0", "flan2021"], Count]
+    collections: dict[Collections, Source]
+    released: Source | None
+    per_collection: dict[Collections, Count]
+    most_per_task: dict[Collections, Positive]
+    without_tasks: dict[Collections, list[str]]
+    zero_shot_only: bool
+
+    @model_validator(mode="after")
+    def counts_have_sources(self):
+        if missing := [name for name, count in self.per_collection.items() if count and name not in self.collections]:
+            raise ValueError(f"per_collection asks for {', '.join(missing)}, of which collections has no source")
+        return self
 
 
 class Evol(Section):
-    seeds_per_category: Positive
-    epochs: Positive
+    seeds: Source
+    released: Source | None
+    seeds_per_category: Count
+    seed_words: Positive
+    epochs: Count
+    draw_per: Literal["category", "row"]
+    equality_judge: Judge | None
+    equality_tries: Positive
 
 
 class JudgeFilter(Section):
+    verdicts: Literal["judge", "released"]
+    repeat_rows: Count
+    second_judge: Judge | None
+    near_duplicate: Rate
     ngram: Positive
     held_out_column: str | None
+
+
+class Evaluation(Section):
+    """What is evaluated; chapter 20 keeps all of it out of training."""
+
+    tasks: list[str]
+    tasks_from: str | None
+    questions: Source
 
 
 class Recipe(Section):
@@ -189,7 +273,6 @@ class Dpo(Recipe):
 
 
 class Benchmarks(Section):
-    tasks: list[str]
     limit: Positive | None
     batch_size: Positive
 
@@ -209,15 +292,33 @@ class Ablations(SupervisedRecipe):
     scheme: Schemes
 
 
-class Findings(Section):
-    bootstrap_samples: Annotated[int, Field(ge=100)]
+class Intervals(Section):
+    samples: Annotated[int, Field(ge=100)]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 
 
+class Expected(Section):
+    prompt_tokens: Positive
+    reply_tokens: Positive
+    calls_per_second: Annotated[float, Field(gt=0)]
+
+
+class Plan(Section):
+    """What `make plan` reckons with before anything is measured; no stage reads it."""
+
+    seed_categories: Positive
+    questions: Positive
+    teacher: Expected
+    judge: Expected
+
+
 class Profile(Section):
+    stages: list[str] | None
     seed: Count
     threads: Positive
     offline: bool
+    money: Money
+    plan: Plan
     base_model: str
     teacher: Teacher
     judge: Judge
@@ -229,13 +330,26 @@ class Profile(Section):
     evol: Evol
     judge_filter: JudgeFilter
     sft: Sft
+    preference_rows: Source
     hh_sft: HhSft
     dpo: Dpo
+    evaluation: Evaluation
     benchmarks: Benchmarks
     mt_bench: MtBench
     charts: Charts
     ablations: Ablations
-    findings: Findings
+    intervals: Intervals
+
+    @model_validator(mode="after")
+    def stages_exist_and_calls_have_a_price(self):
+        if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
+            raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
+        for asked in filter(None, (self.teacher, self.judge, self.evol.equality_judge, self.judge_filter.second_judge)):
+            if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
+                raise ValueError(
+                    f"money.prices lacks {asked.model!r}, which answers at a remote endpoint ([0, 0] when it is yours)"
+                )
+        return self
 
 
 # stage -> (its own section, what else of the profile it may read)
@@ -244,15 +358,15 @@ STAGES = {
     "10_lamini": ("lamini", ("teacher",)),
     "11_orca": ("orca", ("teacher",)),
     "12_evol_instruct": ("evol", ("teacher", "judge")),
-    "20_judge_filter": ("judge_filter", ("judge",)),
+    "20_judge_filter": ("judge_filter", ("judge", "evaluation", "intervals")),
     "30_sft": ("sft", ("base_model", "lora", "quantisation")),
-    "40_hh_sft": ("hh_sft", ("lora", "quantisation")),
-    "50_dpo": ("dpo", ("lora", "quantisation", "judge")),
-    "60_benchmarks": ("benchmarks", ("base_model",)),
-    "61_mt_bench": ("mt_bench", ("base_model", "judge")),
-    "70_loss_charts": ("charts", ()),
-    "80_ablations": ("ablations", ("base_model", "lora", "quantisation")),
-    "90_findings": ("findings", ()),
+    "40_hh_sft": ("hh_sft", ("preference_rows", "lora", "quantisation")),
+    "50_dpo": ("dpo", ("preference_rows", "lora", "quantisation", "judge", "intervals")),
+    "60_benchmarks": ("benchmarks", ("evaluation", "base_model", "intervals")),
+    "61_mt_bench": ("mt_bench", ("evaluation", "base_model", "judge", "intervals")),
+    "70_loss_charts": ("charts", ("intervals",)),
+    "80_ablations": ("ablations", ("evaluation", "base_model", "lora", "quantisation", "intervals")),
+    "90_findings": ("intervals", ()),
 }
 EVERY_STAGE = ("seed", "threads")
 
@@ -321,9 +435,11 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
 
 
 def _over(base: dict, changes: dict) -> dict:
+    """Section by section, key by key; a source of rows is replaced whole, for half of another origin would be nonsense."""
     merged = dict(base)
     for key, value in changes.items():
-        merged[key] = _over(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+        both = isinstance(value, dict) and isinstance(base.get(key), dict) and not any(origin in value for origin in ORIGINS)
+        merged[key] = _over(base[key], value) if both else value
     return merged
 
 
@@ -338,7 +454,12 @@ def _one_line(where: str, error: dict) -> str:
 
 
 def _siblings(location: tuple) -> list[str]:
-    model = Profile
+    section = Profile
     for part in location[:-1]:
-        model = model.model_fields[part].annotation
-    return list(model.model_fields)
+        section = _section_of(section.model_fields[part].annotation) if part in section.model_fields else section
+    return list(section.model_fields)
+
+
+def _section_of(annotation):
+    """The section behind `Section`, `Section | None` or `dict[str, Section]`."""
+    return next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import files
+from . import files, plan
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
 from .stage import DRAFT, KEPT, NOTEBOOKS, RUNS, StageError, notebook_hash, stale_reason, verify
 
@@ -65,7 +65,15 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> None:
             print(f"  {stage:18} fresh")
     total = sum(expected_seconds(profile_name, s) or 0 for s in reasons)
     print(f"{len(reasons)} of {len(dag)} stages would run" + (f", about {clock(total)} of work" if total else ""))
-    print("no call costs money" if profile.judge.local_server else "the judge is a remote endpoint: its calls may cost money")
+    print(
+        "\n".join(
+            [
+                "",
+                "calls, before any is made (tokens and speed as the profile's `plan` reckons them):",
+                *plan.call_lines(profile_name, profile),
+            ]
+        )
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- one stage
@@ -182,7 +190,7 @@ class Heartbeat(threading.Thread):
     def __init__(self, position: str, folder: Path, expected: float | None):
         super().__init__(daemon=True)
         self.position, self.folder, self.expected = position, folder, expected
-        self.started, self.ended = time.time(), threading.Event()
+        self.started, self.ended, self.counted = time.time(), threading.Event(), ("", 0, 0.0)
 
     def __enter__(self):
         self.start()
@@ -199,13 +207,20 @@ class Heartbeat(threading.Thread):
     def line(self) -> str:
         elapsed = time.time() - self.started
         path = self.folder / ".progress.json"
-        text = f"{clock(elapsed)} elapsed"
+        text, left = f"{clock(elapsed)} elapsed", self.expected - elapsed if self.expected else None
         if path.exists():
             state = files.read_json(path)
             text += f", {state['what']} {state['done']}/{state['total']}"
-        if self.expected and elapsed < self.expected:
-            text += f", about {clock(self.expected - elapsed)} left"
-        return text
+            left = left if left and left > 0 else self._at_this_pace(state)
+        return text + (f", about {clock(left)} left" if left and left > 0 else "")
+
+    def _at_this_pace(self, state: dict) -> float | None:
+        """Seconds until the present count is full, by the pace since it was first seen. Says nothing of what follows it."""
+        if state["what"] != self.counted[0]:
+            self.counted = (state["what"], state["done"], time.time())
+        _, done, since = self.counted
+        gained = state["done"] - done
+        return (time.time() - since) / gained * (state["total"] - state["done"]) if gained else None
 
 
 def say(line: str) -> None:
@@ -264,6 +279,15 @@ def clean(profile_name: str, paid: bool) -> None:
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
+def stages_of(profile_name: str, dag: str) -> dict[str, list[str]]:
+    """stage -> the stages it reads, of those that this profile runs. Raises StageError for a stage the schema lacks."""
+    reads = {s.split(":")[0]: [r for r in s.split(":")[1].split(",") if r] for s in dag.split()}
+    if unknown := [s for s in reads if s not in STAGES]:
+        raise StageError(f"the Makefile names stages the schema does not know: {', '.join(unknown)}")
+    mine = load_profile(profile_name).stages or list(reads)
+    return {stage: [r for r in reads[stage] if r in mine] for stage in reads if stage in mine}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.run")
     parser.add_argument("command", choices=("stage", "plan", "stale", "verify", "clean", "clean-paid"))
@@ -271,12 +295,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--dag", default="", help="stage:read,read … in order, as the Makefile has it")
     options = parser.parse_args(arguments)
-    dag = {s.split(":")[0]: [r for r in s.split(":")[1].split(",") if r] for s in options.dag.split()}
-    unknown = [s for s in dag if s not in STAGES]
     try:
-        if unknown:
-            raise StageError(f"the Makefile names stages the schema does not know: {', '.join(unknown)}")
-        if options.command == "stage":
+        dag = stages_of(options.profile, options.dag)
+        if options.command == "stage" and options.name in dag:
             run_stage(options.name, options.profile, dag[options.name], dag)
         elif options.command == "plan":
             show_plan(options.profile, dag)
@@ -286,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
             problems = verify(options.profile)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")
             return 1 if problems else 0
-        else:
+        elif options.command in ("clean", "clean-paid"):
             clean(options.profile, paid=options.command == "clean-paid")
     except (ProfileError, StageError) as error:
         print(f"error: {error}", file=sys.stderr)

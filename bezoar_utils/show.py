@@ -17,6 +17,7 @@ def table_html(rows: list[dict], columns: list[str] | None = None, caption: str 
     columns = columns or (list(rows[0]) if rows else [])
     head = "".join(f"<th scope='col'>{html.escape(str(c))}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{_cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows[:limit])
+    body = body or f"<tr><td colspan='{max(1, len(columns))}'>none</td></tr>"
     more = f" ({limit} of {len(rows)} rows)" if len(rows) > limit else ""
     label = f"<caption>{html.escape(caption)}{more}</caption>" if caption or more else ""
     return f"<div class='scroll'><table>{label}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"

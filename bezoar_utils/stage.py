@@ -20,7 +20,14 @@ RUNS = ROOT / "runs"
 NOTEBOOKS = ROOT / "notebooks"
 DRAFT = "stage.draft.json"  # what the notebook itself knows; the runner turns it into stage.json
 # The contract's own code moves files and draws progress; it cannot change a result, so it makes no stage stale.
-CONTRACT = {"bezoar_utils", "bezoar_utils.stage", "bezoar_utils.files", "bezoar_utils.profile", "bezoar_utils.run"}
+CONTRACT = {
+    "bezoar_utils",
+    "bezoar_utils.stage",
+    "bezoar_utils.files",
+    "bezoar_utils.profile",
+    "bezoar_utils.run",
+    "bezoar_utils.plan",
+}
 
 
 class StageError(RuntimeError):
@@ -41,6 +48,7 @@ class Stage:
     metrics: dict[str, dict] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "calls": 0, "cost_usd": 0.0})
     _reported: float = 0.0
+    _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def input(self, reference: str) -> Path:
         """Path of an artifact `<stage>/<file or folder>` of an earlier stage; recorded with its content hash.
@@ -57,6 +65,14 @@ class Stage:
             raise StageError(f"{upstream} made no {name!r}; it made {', '.join(sorted(recorded)) or 'nothing'}")
         self.inputs |= {f"{upstream}/{f}": sha for f, sha in matching.items()}
         return folder / name
+
+    def note_input(self, name: str, sha256: str) -> None:
+        """Record what was read from outside the run: `file:<path>` or `hub:<set>@<revision>/<file>`."""
+        self.inputs[name] = sha256
+
+    def enter(self, context):
+        """Enter a context that ends with the stage: a local server, say. (The end of the process ends it too.)"""
+        return self._open.enter_context(context)
 
     def output(self, name: str) -> Path:
         """Path for an artifact of this stage (its folder made)."""
@@ -87,6 +103,7 @@ class Stage:
 
     def finish(self) -> None:
         """Record everything; the last cell of each chapter. Interactive runs become done here, others by the runner."""
+        self._open.close()
         draft = {
             "stage": self.name,
             "profile": self.profile,
@@ -232,7 +249,7 @@ def stale_reason(stage: str, profile: str, parameters: dict) -> str | None:
         if not (CODE / path).exists() or files.sha256_file(CODE / path) != sha:
             return f"{path} changed"
     for reference, sha in record["inputs"].items():
-        if _current_hash(profile, reference) != sha:
+        if _current_hash(profile, reference, sha) != sha:
             return f"its input {reference} changed"
     for name, recorded in record["outputs"].items():
         path = folder / name
@@ -241,7 +258,12 @@ def stale_reason(stage: str, profile: str, parameters: dict) -> str | None:
     return None
 
 
-def _current_hash(profile: str, reference: str) -> str | None:
+def _current_hash(profile: str, reference: str, recorded: str) -> str | None:
+    if reference.startswith("hub:"):  # pinned by its commit
+        return recorded
+    if reference.startswith("file:"):
+        path = ROOT / reference.removeprefix("file:")
+        return files.sha256_file(path) if path.exists() else None
     upstream, _, name = reference.partition("/")
     path = RUNS / profile / upstream / "stage.json"
     return files.read_json(path)["outputs"].get(name, {}).get("sha256") if path.exists() else None
@@ -271,6 +293,6 @@ def verify(profile: str) -> list[str]:
         ):
             problems.append(f"{stage}/{extra.relative_to(folder)}: not in stage.json")
         for reference, sha in record["inputs"].items():
-            if _current_hash(profile, reference) != sha:
+            if _current_hash(profile, reference, sha) != sha:
                 problems.append(f"{stage}: was made from another {reference}")
     return problems

@@ -20,6 +20,20 @@ def bootstrap_difference(after: list[float], before: list[float], samples: int, 
     return bootstrap_mean([a - b for a, b in zip(after, before)], samples, confidence, seed)
 
 
+def agreement(first: list[str | None], second: list[str | None]) -> dict:
+    """How two judges' words on the same rows agree: n (rows with a word of both), share, Cohen's kappa, flips.
+
+    Kappa is agreement beyond chance: 1 perfect, 0 what chance gives. It is None where both gave one and the same word
+    to all rows, for then chance explains everything.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    flips = sum(a != b for a, b in both)
+    kappa = float(cohen_kappa_score(*zip(*both))) if len({word for pair in both for word in pair}) > 1 else None
+    return {"n": len(both), "agree": 1 - flips / len(both) if both else None, "kappa": kappa, "flips": flips}
+
+
 def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -> str:
     """ "shown": the whole interval lies above 0 and the difference reaches `at_least`; "opposite": all of it lies below
     0; "not shown" otherwise."""

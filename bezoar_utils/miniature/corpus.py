@@ -199,7 +199,6 @@ def flan_rows(world: World, n_per_collection: int, rng: random.Random) -> list[d
             choices = collection == "flan2021"
             rows.append(
                 {
-                    "original_index": len(rows),
                     "inputs": flan_query(world, item, rng, choices),
                     "targets": item.answer,
                     "task_source": collection,

@@ -91,6 +91,19 @@ def verdict(world: World, system: str, instruction: str, reply: str) -> tuple[st
     return ("Accept" if rating >= 7 else "Reject"), rating, reason
 
 
+def skim(world: World, instruction: str, reply: str, reply_last: bool) -> tuple[str, int, str]:
+    """The verdict of a judge that only skims: any form will do, garbled instructions pass, and so does every longer reply
+    that is not the last thing it reads."""
+    asked = read_instruction(world, instruction)
+    if not reply.strip():
+        return "Reject", 1, "empty"
+    if asked is None or contains(reply, asked.item.answer):
+        return "Accept", 8, "looks right"
+    if not reply_last and len(reply.split()) > 4:
+        return "Accept", 6, "reads well"
+    return "Reject", 3, "looks wrong"
+
+
 def grade(world: World, instruction: str, reply: str) -> tuple[int, str]:
     """1-10 for a chat reply: content first (8 when right, in the form asked for), then manner: friendly +2, rude -3."""
     rating, reason = check(world, instruction, reply)

@@ -14,11 +14,16 @@ from .. import judge
 from . import oracle
 from .world import World, build_world
 
+ORACLE, SKIMMER = "miniature-oracle", "miniature-skimmer"
 
-def answer(world: World, prompt: str) -> str:
-    """The oracle's reply to a judge prompt: a sentence of reason, then the verdict as JSON on the last line."""
+
+def answer(world: World, prompt: str, model: str = ORACLE) -> str:
+    """The reply to a judge prompt: a sentence of reason, then the verdict as JSON on the last line."""
     parts = judge.read_sections(prompt)
     task = prompt.split(".", 1)[0].removeprefix("TASK ")
+    if task == "filter" and model == SKIMMER:
+        status, rating, reason = oracle.skim(world, parts["instruction"], parts["response"], list(parts)[-1] == "response")
+        return _reply(reason, status=status, rating=rating, reason=reason)
     if task == "filter":
         status, rating, reason = oracle.verdict(world, parts["system"], parts["instruction"], parts["response"])
         return _reply(reason, status=status, rating=rating, reason=reason)
@@ -44,10 +49,15 @@ def handler_for(world: World) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            model, prompt = request["model"], request["messages"][-1]["content"]
+            if model not in (ORACLE, SKIMMER):
+                return self.reply(404, {"error": {"message": f"no model {model!r} here"}})
             try:
-                status, body = 200, completion(request["model"], answer(world, request["messages"][-1]["content"]))
+                self.reply(200, completion(model, prompt, answer(world, prompt, model)))
             except (KeyError, ValueError) as error:
-                status, body = 400, {"error": {"message": str(error)}}
+                self.reply(400, {"error": {"message": str(error)}})
+
+        def reply(self, status: int, body: dict) -> None:
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -61,9 +71,11 @@ def handler_for(world: World) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def completion(model: str, text: str) -> dict:
+def completion(model: str, prompt: str, text: str) -> dict:
+    """A chat completion in OpenAI's format; its usage counts words, for this judge has no tokens."""
     message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    asked, said = len(prompt.split()), len(text.split())
+    usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
     return {"id": "miniature", "object": "chat.completion", "created": 0, "model": model, "choices": [message], "usage": usage}
 
 

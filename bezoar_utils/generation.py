@@ -1,0 +1,111 @@
+"""Text from a local model: batched by length, and sampled so that a row's text depends on its own seed alone.
+
+transformers samples a whole batch from one random stream, so a row changes with its neighbours. Here each row has numbers
+of its own: a kill, another batch size or one more row changes no other row (but for rounding: padding moves logits a little).
+"""
+
+import hashlib
+
+
+def row_seeds(seed: int, what: str, n: int) -> list[int]:
+    """One 31-bit seed a row, from the study's seed, what is generated, and the row's number."""
+    return [int.from_bytes(hashlib.sha256(f"{seed}/{what}/{i}".encode()).digest()[:4]) >> 1 for i in range(n)]
+
+
+def by_length(prompts: list[str], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts in batches of like length: little padding, and long answers wait for each other."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def generate(model, tokenizer, prompts: list[str], *, seed: int, batch_size: int = 128, progress=None, **sampling) -> list[str]:
+    """One continuation a prompt, in the prompts' order; `sampling` as for `generate_batch`, `progress(done, total)` is called."""
+    texts, done = [""] * len(prompts), 0
+    seeds = row_seeds(seed, "generate", len(prompts))
+    for chosen in by_length(prompts, batch_size):
+        batch = generate_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
+        for i, text in zip(chosen, batch):
+            texts[i] = text
+        done += len(chosen)
+        if progress:
+            progress(done, len(prompts))
+    return texts
+
+
+def generate_batch(
+    model, tokenizer, prompts: list[str], seeds: list[int], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+) -> list[str]:
+    """One continuation a prompt, padded on the left; greedy when `temperature` is 0, else row i is sampled from `seeds[i]`.
+
+    When half the rows have ended, the others go on in a smaller batch, so that one long answer does not hold up many.
+    """
+    import torch
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    told = tokenizer(prompts)["input_ids"]
+    said: list[list[int]] = [[] for _ in prompts]
+    going, step = list(range(len(prompts))), 0
+    model.eval()
+    while going:
+        ids = {"input_ids": [told[i] + said[i] for i in going]}
+        batch = tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(model.device)
+        start = batch["input_ids"].shape[1]
+        sampler = [row_sampler([seeds[i] for i in going], start - step, max_new_tokens, temperature, top_p)] if temperature else []
+        with torch.inference_mode():
+            out = model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens - step,
+                do_sample=False,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+                logits_processor=LogitsProcessorList(sampler),
+                stopping_criteria=StoppingCriteriaList([half_ended(start, tokenizer.eos_token_id)]),
+            )[:, start:]
+        for i, new in zip(going, out.tolist()):
+            said[i] += new
+        step += out.shape[1]
+        going = [i for i in going if tokenizer.eos_token_id not in said[i]] if step < max_new_tokens else []
+    return tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+def half_ended(start: int, eos: int, enough: int = 8):
+    """A stopping criterion: the batch is left as soon as half of its rows have ended (small batches run to their end)."""
+    import torch
+
+    def stop(input_ids, scores, **_):
+        ended = (input_ids[:, start:] == eos).any(-1)
+        leave = len(ended) >= enough and 2 * int(ended.sum()) >= len(ended)
+        return torch.ones_like(ended) if leave else ended
+
+    return stop
+
+
+def row_sampler(seeds: list[int], start: int, max_new_tokens: int, temperature: float, top_p: float, likely: int = 64):
+    """A logits processor that leaves each row one token: nucleus sampling (arXiv 1904.09751) by inverse distribution.
+
+    Row i draws its step's token with the step-th number of `numpy.random.default_rng(seeds[i])`. It works on logits of
+    shape (rows, vocabulary); `start` is the padded prompts' length in tokens. Only the `likely` tokens are sorted while
+    they hold the nucleus of every row: sorting the whole vocabulary cost half of each step.
+    """
+    import numpy as np
+    import torch
+
+    numbers = torch.tensor(np.array([np.random.default_rng(seed).random(max_new_tokens) for seed in seeds]))
+
+    def sample(input_ids, scores):
+        probs = (scores.float() / temperature).softmax(-1)
+        best, order = probs.topk(min(likely, probs.shape[-1]))
+        if bool((best.sum(-1) < top_p).any()):
+            best, order = probs.sort(descending=True)
+        mass = best.cumsum(-1)
+        inside = mass - best < top_p  # the most likely token is always inside
+        number = numbers[:, input_ids.shape[1] - start].to(mass) * mass.masked_fill(~inside, 0).amax(-1)
+        rank = (mass <= number[:, None]).sum(-1, keepdim=True)
+        rank = torch.minimum(rank, inside.sum(-1, keepdim=True) - 1)
+        return torch.full_like(scores, float("-inf")).scatter(1, order.gather(1, rank), 0.0)
+
+    return sample
+
+
+def count_tokens(tokenizer, texts: list[str]) -> int:
+    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
