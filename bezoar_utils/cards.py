@@ -24,6 +24,14 @@ COLUMNS = {
     "epoch": "round of evolution, from 1",
     "parent": "the instruction it was made from",
     "seed_number": "which seed it descends from",
+    "system": "the system message it is trained under; empty means the default",
+    "scheme": "lamini, orca or evol",
+    "prompt": "the rendered prompt it is trained on",
+    **{
+        f"{who}_{what}": f"{what} by the authors' judge"
+        for who in ("gpt4", "llama2", "falcon")
+        for what in ("status", "rating", "reason")
+    },
     "status": "Accept or Reject; empty when the judge failed",
     "rating": "1 to 10",
     "reason": "the judge's, one sentence",
@@ -43,9 +51,9 @@ def data_card(scheme: str, profile: str, made: dict, authors: list[dict], drops:
 
     Texts of models stand indented, as code: a card shows them and renders none.
     """
-    known = [c for c in COLUMNS if c in columns or c in JUDGED]
+    shown = [*columns, *(c for c in JUDGED if c not in columns)]
     sections = {
-        "Columns": [f"- `{c}`: {COLUMNS[c]}" for c in known],
+        "Columns": [f"- `{c}`: {COLUMNS.get(c, 'as it came')}" for c in shown],
         "Made": [f"- {step}: {count}" for step, count in made["steps"]],
         "Filtered": [f"- {reason}: {count}" for reason, count in drops.items()],
         "Prompts": [f"{name}:\n\n{_indented(prompt)}\n" for name, prompt in made["prompts"].items()]

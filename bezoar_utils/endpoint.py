@@ -31,6 +31,7 @@ PATHS = {"chat": "/chat/completions", "raw": "/completions"}
 PASSING = {408, 409, 429}  # and every 5xx: the same request may well be answered later
 HOPELESS = {"400", "413", "422"}  # this prompt will never be answered; any other status concerns all prompts
 SILENCE = {"timeout", "connection"}
+CUT_SHORT = "finish_reason length"
 TEMPLATE_TOKENS = 64  # what a chat template adds, at most; a text itself has no more tokens than UTF-8 bytes
 
 
@@ -55,13 +56,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back. `text` is None when the call failed, and `failure` says why in a word or two."""
+    """What came back. `text` is None when the call failed, and `failure` says why in a word or two.
+
+    `note` is CUT_SHORT when the reply reached its length limit, "refusal" for a refusal, else another finish reason or empty.
+    """
 
     text: str | None
     failure: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
     cost_usd: float = 0.0
+    note: str = ""
 
 
 def open_endpoint(stage, asked: dict) -> "Endpoint":
@@ -257,7 +262,8 @@ class Endpoint:
         usd = cost_usd(self.price, *usage) if usage else worst_usd
         tokens_in, tokens_out = usage or (0, 0)
         row = {"key": key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
-        files.append_jsonl(self.ledger, row | ({"note": note} if note else {}))
+        row |= {"note": note} if note else {}
+        files.append_jsonl(self.ledger, row)
         if ticket:  # after the ledger: a kill in between counts the call too dear, never sends it twice
             self.purse.settle(ticket, usd)
         self._anyone_there = True
@@ -342,7 +348,8 @@ def _is_final(row: dict) -> bool:
 
 
 def _reply(row: dict) -> Reply:
-    return Reply(row.get("text"), row.get("failure", ""), *(row.get(k, 0) for k in ("tokens_in", "tokens_out", "cost_usd")))
+    amounts = (row.get(k, 0) for k in ("tokens_in", "tokens_out", "cost_usd"))
+    return Reply(row.get("text"), row.get("failure", ""), *amounts, row.get("note", ""))
 
 
 def _run_apart(calls) -> None:

@@ -122,13 +122,17 @@ def settle(pool: list[dict], draws: list[tuple[str, str]], children: list, respo
 def lineage(rows: list[dict], seed_number: int) -> list[str]:
     """One seed's tree over the epochs as lines of text: survivors go one step in, failures stand beside with their rule."""
     mine = sorted((r for r in rows if r["seed_number"] == seed_number), key=lambda r: r["epoch"])
-    lines, depth = [f"{mine[0]['category']}: {mine[0]['parent']}"], 0
+    lines, depth = [f"{mine[0]['category']}: {_line(mine[0]['parent'])}"], 0
     for row in mine:
         way = row["in-depth-evolving_operation"] or row["evolution_strategy"]
         end = f"   ✗ {row['rule']}" if row["rule"] else ""
-        lines.append(f"{'   ' * depth}└─ epoch {row['epoch']}, {way}: {row['instruction']}{end}")
+        lines.append(f"{'   ' * depth}└─ epoch {row['epoch']}, {way}: {_line(row['instruction'])}{end}")
         depth += not row["rule"]
     return lines
+
+
+def _line(text: str | None) -> str:
+    return " ".join((text or "(nothing)").split())
 
 
 def is_refusal(response: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .endpoint import Endpoint, Reply, Request, open_endpoint, record_calls
+from .endpoint import CUT_SHORT, Endpoint, Reply, Request, open_endpoint, record_calls
 
 SCHEME = "judge-1"  # of a finished call's key; the prompt stands in it too
 Rating = Annotated[int, Field(ge=1, le=10)]
@@ -92,7 +92,14 @@ def released_verdict(row: dict, who: str) -> dict | None:
     if status not in ("Accept", "Reject"):
         return None
     number = float(rating) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", str(rating)) else None
-    return {"status": status, "rating": number, "reason": str(reason or "")}
+    return {"status": status, "rating": number, "reason": reason if isinstance(reason, str) else ""}
+
+
+def read_verdict(kind: type[BaseModel], reply: Reply) -> tuple[BaseModel | None, str]:
+    """(the verdict, "") or (None, why there is none). A reply that was cut short gives none: its last line is not its end."""
+    failure = reply.failure or ("cut short" if reply.note == CUT_SHORT else "")
+    verdict = None if failure else parse_verdict(kind, reply.text)
+    return verdict, failure or ("" if verdict else "no verdict")
 
 
 class Judge:
@@ -106,7 +113,7 @@ class Judge:
         return open_endpoint(self.stage, self.settings)
 
     def reply(self, prompts: list[str], what: str, repeat: int = 0) -> list[Reply]:
-        """The raw replies, in order, for `parse_verdict` now or ever again. `repeat` asks the same thing once more."""
+        """The raw replies, in order, for `read_verdict` now or ever again. `repeat` asks the same thing once more."""
         if not prompts:
             return []
         wanted = {k: self.settings[k] for k in ("temperature", "max_tokens")}
@@ -123,7 +130,7 @@ class Judge:
         for repeat in range(tries):
             open_ones = [i for i, verdict in enumerate(verdicts) if verdict is None]
             for i, reply in zip(open_ones, self.reply([prompts[i] for i in open_ones], what, repeat)):
-                verdicts[i] = parse_verdict(kind, reply.text)
+                verdicts[i], _ = read_verdict(kind, reply)
         require_some(verdicts)
         return verdicts
 

@@ -122,7 +122,7 @@ class Teacher(Section):
     endpoint: Endpoint | None
     mode: Literal["raw", "chat"]
     wrapper: str
-    stop: Annotated[list[str], Field(max_length=4)]
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
     temperature: Annotated[float, Field(ge=0, le=2)]
     top_p: Rate
     max_new_tokens: Positive

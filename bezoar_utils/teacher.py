@@ -8,7 +8,7 @@ from functools import cached_property
 
 from . import files
 from .endpoint import Request, open_endpoint, record_calls
-from .generation import by_length, count_tokens, generate_batch, row_seeds
+from .generation import by_length, generate_batch, row_seeds
 from .models import load_model, load_tokenizer, locate_model
 
 SCHEME = "teacher-1"  # of the key; a change of what is sent under the same settings needs a new one
@@ -83,16 +83,19 @@ class LocalEngine:
             done += len(rows)
             progress(done, len(prompts))
         answered = [finished.get(key) if fit else None for key, fit in zip(keys, fits)]
-        self.stage.spend(tokens=sum(row["tokens_out"] for row in answered if row), calls=len(fitting))
+        self.stage.spend(tokens=sum(row["tokens_in"] + row["tokens_out"] for row in answered if row), calls=len(fitting))
         return [row["text"] if row else None for row in answered]
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts)["input_ids"] if texts else []
 
     def _fit(self, prompts: list[str]) -> list[bool]:
         """Which prompts leave room for an answer in the model's context."""
         from transformers import AutoConfig
 
         limit = getattr(AutoConfig.from_pretrained(self.path, trust_remote_code=False), "max_position_embeddings", None)
-        lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]] if prompts else []
-        return [limit is None or length + self.settings["max_new_tokens"] <= limit for length in lengths]
+        room = self.settings["max_new_tokens"]
+        return [limit is None or len(ids) + room <= limit for ids in self._ids(prompts)]
 
     def _answer(self, keys: list[str], prompts: list[str], settings: list[dict]) -> list[dict]:
         if self.model is None:
@@ -100,6 +103,6 @@ class LocalEngine:
         sampling = {k: self.settings[k] for k in ("max_new_tokens", "temperature", "top_p")}
         texts = generate_batch(self.model, self.tokenizer, prompts, [s["seed"] for s in settings], **sampling)
         return [
-            {"key": key, "text": text, "tokens_out": count_tokens(self.tokenizer, [text]), "cost_usd": 0.0}
-            for key, text in zip(keys, texts)
+            {"key": key, "text": text, "tokens_in": len(told), "tokens_out": len(said), "cost_usd": 0.0}
+            for key, text, told, said in zip(keys, texts, self._ids(prompts), self._ids(texts))
         ]

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from bezoar_utils import labels, models, training
+from bezoar_utils import generation, labels, models, training
+from bezoar_utils.profile import ProfileError
 from bezoar_utils.template import render_prompt
 
 RECIPE = {
@@ -94,17 +95,43 @@ def test_a_saved_model_loads_with_plain_transformers_and_says_the_same(model_fol
     plain, plain_tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
     prompts = [r["prompt"] for r in ROWS[:3]]
     settings = {"max_new_tokens": 8, "seed": 1}
-    assert models.generate(plain, plain_tokenizer, prompts, **settings) == models.generate(model, tokenizer, prompts, **settings)
+    said = generation.generate(model, tokenizer, prompts, **settings)
+    assert generation.generate(plain, plain_tokenizer, prompts, **settings) == said
 
 
-def test_generation_keeps_the_order_of_prompts_and_is_the_same_twice(model_folder, tokenizer):
-    model = models.load_model(model_folder)
-    prompts = ["a long prompt about many things", "b", "c c c", "d d"]
-    greedy = models.generate(model, tokenizer, prompts, max_new_tokens=6, seed=1, batch_size=2)
-    alone = [models.generate(model, tokenizer, [p], max_new_tokens=6, seed=1)[0] for p in prompts]
-    assert greedy == alone
-    sampled = [models.generate(model, tokenizer, prompts, max_new_tokens=6, seed=s, temperature=1.0) for s in (1, 1, 2)]
-    assert sampled[0] == sampled[1] != sampled[2]
+class Reads:
+    """A stage that finished `made`, as far as `locate_model` looks."""
+
+    def __init__(self, folder, digest="0" * 64):
+        self.folder, self.digest, self.inputs = folder, digest, {"other/file": "1" * 64}
+
+    def input(self, reference):
+        self.inputs |= {f"{reference}/model.safetensors": self.digest}
+        return self.folder / reference
+
+
+def test_an_earlier_stages_model_is_known_by_its_recorded_content(tmp_path):
+    stage = Reads(tmp_path)
+    path, identity = models.locate_model(stage, "00_miniature/base", None)
+    assert path == tmp_path / "00_miniature/base"
+    stage.inputs["other/file"] = "2" * 64  # what else the stage read does not matter
+    assert models.locate_model(stage, "00_miniature/base", None)[1] == identity
+    assert models.locate_model(Reads(tmp_path, "3" * 64), "00_miniature/base", None)[1] != identity
+
+
+def test_a_local_folder_is_known_by_its_content_wherever_it_lies(tmp_path):
+    for name, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    found = [models.locate_model(None, str(tmp_path / name), None) for name in "abc"]
+    assert [path.name for path, _ in found] == ["a", "b", "c"]
+    assert found[0][1] == found[1][1] != found[2][1]
+
+
+@pytest.mark.parametrize("revision", [None, "main", "abc123", "A" * 40, "a" * 41])
+def test_a_hub_model_needs_its_full_commit_hash(revision):
+    with pytest.raises(ProfileError, match=r"nobody/nothing is no stage's model and no folder.*full commit hash"):
+        models.locate_model(None, "nobody/nothing", revision)
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "full"])

@@ -37,8 +37,27 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("sft: {warmup_steps: 5000}", ["sft", "warmup_steps=5000", "must be below steps="]),
         ("sft: {steps: '300'}", ["sft.steps", "'300'", "integer"]),
         ("teacher: {wrapper: hello}", ["teacher", "{prompt}"]),
-        ("judge: {base_url: 'http://x'}", ["judge", "exactly one of base_url and local_server"]),
-        ("judge: {api_key_env: sk-123}", ["judge", "NAME of an environment variable"]),
+        ("judge: {endpoint: {base_url: 'http://x'}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
+        ("judge: {endpoint: {local_server: null}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
+        ("judge: {endpoint: {api_key_env: sk-123}}", ["judge.endpoint", "NAME of an environment variable"]),
+        ("judge: {endpoint: {concurrency: 0}}", ["judge.endpoint.concurrency", "0", "greater than or equal to 1"]),
+        ("judge: {endpoint: {timeout_s: 0.0}}", ["judge.endpoint.timeout_s", "0.0", "greater than 0"]),
+        ("judge: {endpoint: {atempts: 3}}", ["judge.endpoint.atempts", "3", "attempts"]),
+        ("judge: {base_url: 'http://x'}", ["judge.base_url", "'http://x'", "endpoint"]),
+        ("judge_filter: {second_judge: {endpoint: {url: x}}}", ["judge_filter.second_judge.endpoint.url", "base_url"]),
+        (
+            "teacher: {endpoint: {local_server: m}}",
+            ["teacher.endpoint.base_url is missing", "teacher.endpoint.attempts is missing"],
+        ),
+        ("teacher: {mode: verse}", ["teacher.mode", "'verse'", "'raw' or 'chat'"]),
+        ("money: {budget_usd: -1.0}", ["money.budget_usd", "-1.0", "greater than or equal to 0"]),
+        ("money: {prices: {m: [1.0]}}", ["money.prices.m", "at least 2 items"]),
+        ("money: {prices: {m: [1.0, 2.0, 3.0]}}", ["money.prices.m", "at most 2 items"]),
+        ("money: {prices: {m: [1.0, -2.0]}}", ["money.prices.m.1", "-2.0", "greater than or equal to 0"]),
+        ("stages: [10_lamini, 11_orka]", ["stages", "11_orka", "known: 00_miniature"]),
+        ("lamini: {near_duplicate: 0}", ["lamini.near_duplicate", "0", "greater than 0"]),
+        ("orca: {per_collection: {cots: 3}}", ["orca.per_collection.cots", "'cot', 'niv2', 't0' or 'flan2021'"]),
+        ("evol: {draw_per: epoch}", ["evol.draw_per", "'epoch'", "'category' or 'row'"]),
         ("miniature: {hidden: 100}", ["miniature.hidden", "100", "64"]),
         ("seed: -1", ["seed", "-1", "greater than or equal to 0"]),
     ],
@@ -51,6 +70,98 @@ def test_a_wrong_value_is_one_line_naming_key_value_and_what_is_allowed(folder, 
     assert "\n" not in message and message.startswith("mine: ")
     for word in words:
         assert word in message
+
+
+def remote_judge(url: str = "https://x/v1") -> str:
+    return f"{{model: big, endpoint: {{base_url: '{url}', local_server: null}}}}"
+
+
+@pytest.mark.parametrize("who", ["judge: {}", "judge_filter: {{second_judge: {}}}"])
+def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who):
+    asked = who.format(remote_judge())
+    write(folder, "mine", f"extends: mini\n{asked}\n")
+    with pytest.raises(ProfileError, match=r"^mine: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
+        load_profile("mine", folder)
+    for price in ("[0, 0]", "[2.5, 10.0]"):
+        write(folder, "mine", f"extends: mini\n{asked}\nmoney: {{prices: {{big: {price}}}}}\n")
+        load_profile("mine", folder)
+
+
+def test_a_remote_teacher_needs_a_price_too(folder):
+    endpoint = "{base_url: 'https://x', local_server: null, api_key_env: KEY, concurrency: 1, timeout_s: 1.0, attempts: 1}"
+    write(folder, "mine", f"extends: mini\nteacher: {{model: big, endpoint: {endpoint}}}\n")
+    with pytest.raises(ProfileError, match=r"money\.prices lacks 'big'"):
+        load_profile("mine", folder)
+
+
+# ----------------------------------------------------------------------------------------------------------- sources
+
+REVISION = "0123456789abcdef" * 2 + "01234567"
+
+
+def source(**changes) -> str:
+    whole = {"hub": "some/set", "revision": REVISION, "files": ["a.parquet"], "licence": "MIT"} | changes
+    return yaml.safe_dump({k: v for k, v in whole.items() if v is not None}, default_flow_style=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"artifact": "00_miniature/seeds.parquet"}, ["exactly one of artifact, file, hub"]),
+        ({"file": "seeds.jsonl"}, ["exactly one of artifact, file, hub"]),
+        ({"hub": None, "file": "a", "artifact": "b"}, ["exactly one of artifact, file, hub"]),
+        ({"revision": None}, ["some/set", "give its revision, or expect_prefix"]),
+        ({"expect_prefix": "0123456"}, ["some/set", "give its revision, or expect_prefix"]),
+        ({"revision": "0123456"}, ["full commit hash of 40 hex digits", "'0123456'"]),
+        ({"revision": "main"}, ["full commit hash of 40 hex digits", "'main'"]),
+        ({"revision": REVISION.upper()}, ["full commit hash of 40 hex digits"]),
+        ({"revision": None, "expect_prefix": "012345"}, ["expect_prefix must be 7 to 39 hex digits", "'012345'"]),
+        ({"revision": None, "expect_prefix": "main567"}, ["expect_prefix must be 7 to 39 hex digits", "'main567'"]),
+        ({"revision": None, "expect_prefix": REVISION}, ["expect_prefix must be 7 to 39 hex digits"]),
+        ({"files": None}, ["some/set", "name its files"]),
+        ({"files": []}, ["some/set", "name its files"]),
+        ({"hub": "MBZUAI/LaMini-instruction"}, ["MBZUAI/LaMini-instruction", "CC BY-NC 4.0"]),
+        ({"hub": "WizardLM/WizardLM_evol_instruct_70k"}, ["WizardLM/WizardLM_evol_instruct_70k", "CC BY-NC 4.0"]),
+        ({"hub": "somebody/wizardlm_evol_instruct_v2_196k"}, ["CC BY-NC 4.0"]),
+        ({"licence": None}, ["licence is missing"]),
+        ({"branch": "x"}, ["branch", "'x'", "allowed here: artifact, file, hub, revision"]),
+    ],
+)
+@pytest.mark.parametrize("key", ["lamini: {seeds: %s}", "orca: {collections: {cot: %s}}", "preference_rows: %s"])
+def test_a_wrong_source_is_one_line_that_says_what_is_allowed(folder, key, wrong, words):
+    write(folder, "mine", f"extends: mini\n{key % source(**wrong)}\n")
+    with pytest.raises(ProfileError) as error:
+        load_profile("mine", folder)
+    message, place = str(error.value), ".".join(re.findall(r"(\w+): ", key))
+    assert "\n" not in message and message.startswith("mine: ") and place in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    "pin", [{}, {"revision": None, "expect_prefix": REVISION[:7]}, {"revision": None, "expect_prefix": REVISION[:39]}]
+)
+def test_a_pinned_source_is_fine(folder, pin):
+    write(folder, "mine", f"extends: mini\nlamini: {{seeds: {source(**pin)}}}\n")
+    assert load_profile("mine", folder).lamini.seeds.hub == "some/set"
+
+
+def test_another_source_in_a_child_replaces_the_parents_whole(folder):
+    write(folder, "mine", f"extends: mini\nlamini: {{seeds: {source()}}}\norca: {{collections: {{cot: {source()}}}}}\n")
+    write(folder, "child", "extends: mine\nlamini: {seeds: {file: my.jsonl, licence: mine}}\n")
+    mine, child = load_profile("mine", folder), load_profile("child", folder)
+    assert mine.lamini.seeds.artifact is None and mine.lamini.seeds.revision == REVISION
+    nothing = {"artifact": None, "hub": None, "revision": None, "expect_prefix": None, "files": [], "rename": {}}
+    assert child.lamini.seeds.model_dump() == nothing | {"file": "my.jsonl", "licence": "mine"}
+    assert child.orca.collections == mine.orca.collections  # the other three are still mini's
+    assert set(mine.orca.collections) == {"cot", "niv2", "t0", "flan2021"} and mine.orca.collections["niv2"].artifact
+
+
+def test_a_child_that_names_no_other_origin_changes_only_what_it_names(folder):
+    write(folder, "mine", f"extends: mini\nlamini: {{seeds: {source()}}}\n")
+    write(folder, "child", "extends: mine\nlamini: {seeds: {licence: checked}}\n")
+    assert load_profile("child", folder).lamini.seeds.licence == "checked"
+    assert load_profile("child", folder).lamini.seeds.revision == REVISION
 
 
 def test_a_missing_key_is_named(folder):

@@ -5,6 +5,8 @@ import pytest
 
 from bezoar_utils import evol, lamini, orca
 
+# ----------------------------------------------------------------------------------------------------------- LaMini
+
 
 def test_example_guided_prompt_shows_every_example_and_asks_for_the_count():
     prompt = lamini.example_guided_prompt(["Do a.", "Do b."], 20)
@@ -24,26 +26,125 @@ def test_prompts_without_examples_or_topics_are_refused():
         lamini.topic_guided_prompt(["Do a."], [], 5)
 
 
-def test_only_whole_tags_are_instructions():
-    text = "Sure!\n<example>One?</example><example> Two. </example>\n<example></example><example>cut off"
-    assert lamini.parse_instructions(text) == ["One?", "Two."]
+@pytest.mark.parametrize(
+    ("completion", "instructions"),
+    [
+        ("Sure!\n<example>One?</example><example> Two. </example>\nThat was all.", ["One?", "Two."]),
+        ("<EXAMPLE>One?</Example> < example >Two.< / example >", ["One?", "Two."]),
+        ("<example>One?<example>Two.</example>", ["One?", "Two."]),
+        ("<example>One?</example><example>cut of", ["One?"]),
+        ("<example>One?</example><example>cut off</exam", ["One?"]),
+        ("<example>outer <example>inner</example> garbage</example>", ["outer", "inner"]),
+        ("</example><example>One?</example></example>", ["One?"]),
+        ("<example></example><example> \n </example><example>Three.</example>", ["Three."]),
+        ("<example>Two\nlines.</example>", ["Two\nlines."]),
+        ("no tags at all", []),
+        ("<example>only begun", []),
+        ("</example>", []),
+        ("", []),
+    ],
+)
+def test_instructions_are_what_stands_between_tags_however_they_are_written(completion, instructions):
+    assert lamini.parse_instructions(completion) == instructions
 
 
-def test_repeats_and_copies_of_seeds_are_dropped_and_counted():
-    rows = [{"instruction": i} for i in ("Name a river.", "name  a river", "Add 2 and 3.", "Seed?")]
-    kept, dropped = lamini.drop_repeats(rows, ["SEED"])
-    assert [r["instruction"] for r in kept] == ["Name a river.", "Add 2 and 3."]
-    assert dropped == {"copy_of_seed": 1, "repeated": 1}
-    assert len(kept) + sum(dropped.values()) == len(rows)
+LABELS = [
+    "1. ",
+    "12) ",
+    "3: ",
+    "1.",
+    "- ",
+    "* ",
+    "• ",
+    "•",
+    "Instruction 3: ",
+    "instruction: ",
+    "EXAMPLE 2 : ",
+    "Question 1:\n",
+    " ",
+]
+
+
+@pytest.mark.parametrize("label", [*LABELS, "- 1. ", "1. Instruction 1: "])
+def test_numbers_and_labels_before_an_instruction_go(label):
+    assert lamini.parse_instructions(f"<example>{label}Name a river.</example>") == ["Name a river."]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1.5 litres are how many millilitres?",
+        "10:30 in words?",
+        "3 plus 4?",
+        "-5 plus 3 is what?",
+        "*args means what?",
+        "Question everything you read: why?",
+        "Examples of rivers, please.",
+        "Name 1. a river, 2. a lake.",
+    ],
+)
+def test_numbers_and_words_that_belong_to_an_instruction_stay(text):
+    assert lamini.parse_instructions(f"<example>{text}</example>") == [text]
+
+
+def test_well_formed_completions_are_read_back_whole():
+    rng = random.Random(0)
+    for _ in range(200):
+        texts = [" ".join(rng.choices(["river", "lake", "5", "name", "why?", "<b>", "a > b", "é"], k=6)) for _ in range(5)]
+        between = rng.choice(["", "\n", "\nSure: ", " and\n\n"])
+        labels = rng.choices([label for label in LABELS if label[-1].isspace()], k=5)
+        completion = between.join(f"<example>{label}{text}</example>" for label, text in zip(labels, texts))
+        assert lamini.parse_instructions(completion) == texts
+        cut = completion[: completion.rindex("</example>")]
+        assert lamini.parse_instructions(cut) == texts[:-1]
+
+
+def test_repeats_and_copies_are_dropped_each_under_its_reason():
+    seeds = ["Name one river in the north of Italy.", "Seed?"]
+    texts = [
+        "Name a lake in the far south of Norway.",  # kept
+        "SEED!",  # a seed's words
+        "name  a lake in the far south of norway",  # kept before, word for word
+        "Name one river in the north of Spain.",  # 7 of 8 words of a seed
+        "Name a lake in the far south of Finland.",  # 8 of 9 words of one kept before
+        "Add 2 and 3.",  # kept
+    ]
+    kept, dropped = lamini.drop_repeats([{"instruction": t, "source": n} for n, t in enumerate(texts)], seeds, 0.85)
+    assert [r["source"] for r in kept] == [0, 5]
+    assert dropped == {"copy_of_seed": 1, "repeated": 1, "near_copy_of_seed": 1, "near_repeat": 1}
+
+
+def test_nearness_begins_at_the_threshold():
+    rows = [{"instruction": "a b c d e f g h i j"}, {"instruction": "a b c d e f g x y z"}]  # ROUGE-L 0.7
+    assert len(lamini.drop_repeats(rows, [], 0.7)[0]) == 1
+    assert len(lamini.drop_repeats(rows, [], 0.71)[0]) == 2
+
+
+def test_no_instruction_is_lost_or_counted_twice():
+    rng = random.Random(4)
+    vocabulary = "name river lake add red blue what is the".split()
+    some = lambda n: [" ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for _ in range(n)]  # noqa: E731
+    for threshold in (0.5, 0.8, 1.0):
+        seeds, rows = some(10), [{"instruction": text} for text in some(80)]
+        kept, dropped = lamini.drop_repeats(rows, seeds, threshold)
+        assert len(kept) + sum(dropped.values()) == len(rows)
+        assert lamini.drop_repeats(kept, seeds, threshold) == (kept, dict.fromkeys(dropped, 0))
+
+
+# ----------------------------------------------------------------------------------------------------------- Orca
 
 
 def test_system_messages_follow_the_orca_table():
     assert len(orca.SYSTEM_MESSAGES) == 16 and orca.SYSTEM_MESSAGES[1] == ""
     assert set().union(*orca.MESSAGES_FOR.values()) == set(range(1, 17))
-    drawn = {orca.draw_system_message("flan2021", False, random.Random(i)) for i in range(200)}
-    assert drawn == {3, 4, 7}
-    drawn = {orca.draw_system_message("flan2021", True, random.Random(i)) for i in range(200)}
-    assert drawn == {3, 4, 7, 8, 10}
+    for collection, numbers in orca.MESSAGES_FOR.items():
+        assert {orca.draw_system_message(collection, True, random.Random(i)) for i in range(300)} == set(numbers)
+
+
+def test_messages_8_and_10_are_for_multiple_choice_only():
+    for collection, numbers in orca.MESSAGES_FOR.items():
+        drawn = {orca.draw_system_message(collection, False, random.Random(i)) for i in range(300)}
+        assert drawn == set(numbers) - {8, 10}
 
 
 def test_unknown_sub_collection_is_named():
@@ -51,59 +152,198 @@ def test_unknown_sub_collection_is_named():
         orca.draw_system_message("dialog", False, random.Random(0))
 
 
-def test_queries_are_drawn_by_task_first_and_never_twice():
-    rows = [{"task_source": "cot", "task_name": "large", "inputs": i} for i in range(90)]
-    rows += [{"task_source": "cot", "task_name": "small", "inputs": i} for i in range(10)]
-    drawn = orca.draw_queries(rows, {"cot": 20}, random.Random(0))
-    assert len({(r["task_name"], r["inputs"]) for r in drawn}) == 20
-    assert Counter(r["task_name"] for r in drawn)["small"] >= 6  # drawn by rows it would be about 2
+def test_an_empty_system_message_leaves_the_query_alone():
+    assert orca.teacher_prompt("", "Q?") == "Q?" and orca.teacher_prompt("Be kind.", "Q?") == "Be kind.\n\nQ?"
 
 
-def test_asking_for_more_queries_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="5 queries asked of 'cot', which has 1"):
-        orca.draw_queries([{"task_source": "cot", "task_name": "t", "inputs": 1}], {"cot": 5}, random.Random(0))
+def draw(tasks: list[str], count: int, templates: list[str] | None = None, seed: int = 0, **rules) -> list[int]:
+    return orca.draw_queries(tasks, templates or ["zs_noopt"] * len(tasks), count, random.Random(seed), **rules)
+
+
+def test_a_task_is_drawn_first_so_that_small_ones_count_as_much_as_large_ones():
+    tasks = ["large"] * 990 + ["small"] * 10
+    small = [sum(tasks[n] == "small" for n in draw(tasks, 12, seed=s)) for s in range(200)]
+    assert 5.5 < sum(small) / 200 < 6.5  # drawn by rows it would be 0.12
+
+
+def test_no_query_is_drawn_twice_and_all_can_be():
+    tasks = [random.Random(n).choice("abc") for n in range(50)]
+    assert sorted(draw(tasks, 50)) == list(range(50))
+    assert len(set(draw(tasks, 20))) == 20
+
+
+def test_no_task_gives_more_than_its_most():
+    tasks = ["a"] * 40 + ["b"] * 40 + ["c"] * 2
+    drawn = Counter(tasks[n] for n in draw(tasks, 12, most_per_task=5))
+    assert drawn == {"a": 5, "b": 5, "c": 2}
+    assert len({tuple(sorted(draw(tasks, 12, most_per_task=5, seed=s))) for s in range(5)}) == 5  # which five is drawn too
+
+
+def test_tasks_with_an_excluded_part_in_their_name_give_none():
+    tasks = ["bigbench:sums", "BIG-Bench_words", "trivia", "big_bench_x"] * 5
+    drawn = draw(tasks, 5, without=("bigbench", "big_bench", "big-bench"))
+    assert {tasks[n] for n in drawn} == {"trivia"}
+
+
+def test_few_shot_queries_are_left_out_unless_wanted():
+    tasks, templates = ["t"] * 6, ["fs_opt", "zs_opt", "fs_noopt", "zs_noopt", "zs_opt", "fs_opt"]
+    assert sorted(draw(tasks, 3, templates)) == [1, 3, 4]
+    assert sorted(draw(tasks, 6, templates, zero_shot=False)) == list(range(6))
+
+
+@pytest.mark.parametrize("rules", [{}, {"most_per_task": 2}, {"without": ("b",)}])
+def test_asking_for_more_queries_than_fit_is_refused(rules):
+    fit = {"": 6, "most_per_task": 4, "without": 3}["".join(rules)]
+    draw(["a", "b"] * 3, fit, **rules)
+    with pytest.raises(ValueError, match=f"{fit + 1} queries asked for, but only {fit} fit"):
+        draw(["a", "b"] * 3, fit + 1, **rules)
+
+
+def test_the_same_seed_draws_the_same_queries():
+    tasks = ["a"] * 30 + ["b"] * 30
+    assert draw(tasks, 20, seed=1) == draw(tasks, 20, seed=1) != draw(tasks, 20, seed=2)
+
+
+# ----------------------------------------------------------------------------------------------------------- Evol-Instruct
 
 
 def test_in_depth_draws_one_of_four_operations_and_in_breadth_none():
-    draws = {evol.draw_operation(random.Random(i)) for i in range(300)}
-    assert {s for s, _ in draws} == {"in-depth", "in-breadth"}
-    assert {o for s, o in draws if s == "in-depth"} == set(evol.OPERATIONS) and len(evol.OPERATIONS) == 4
-    assert {o for s, o in draws if s == "in-breadth"} == {""}
+    draws = Counter(evol.draw_operation(random.Random(i)) for i in range(4000))
+    assert set(draws) == {("in-breadth", ""), *(("in-depth", operation) for operation in evol.OPERATIONS)} and len(draws) == 5
+    assert draws["in-breadth", ""] / 4000 == pytest.approx(0.5, abs=0.03)
+    assert all(draws["in-depth", operation] / 4000 == pytest.approx(0.125, abs=0.02) for operation in evol.OPERATIONS)
+
+
+def evol_pool(n: int = 40) -> list[dict]:
+    return [{"seed_number": i, "category": "qa chat list".split()[i % 3], "instruction": f"seed {i}"} for i in range(n)]
+
+
+def test_one_draw_serves_a_whole_category_and_epoch():
+    drawn = set()
+    for epoch in range(20):
+        draws = evol.draw_operations(evol_pool(), epoch, 42, "category")
+        by_category = {}
+        for row, found in zip(evol_pool(), draws):
+            assert by_category.setdefault(row["category"], found) == found
+        drawn.add(tuple(by_category.items()))
+    assert len(drawn) > 10
+
+
+def test_drawn_by_row_the_rows_of_a_category_differ():
+    draws = evol.draw_operations(evol_pool(60), 1, 42, "row")
+    assert len({found for row, found in zip(evol_pool(60), draws) if row["category"] == "qa"}) == 5
+
+
+@pytest.mark.parametrize("draw_per", ["category", "row"])
+def test_no_draw_depends_on_the_rows_around_it(draw_per):
+    pool = evol_pool()
+    place = lambda row: row["category"] if draw_per == "category" else row["seed_number"]  # noqa: E731
+    whole = {place(row): found for row, found in zip(pool, evol.draw_operations(pool, 2, 42, draw_per))}
+    some = random.Random(5).sample(pool, 17)
+    assert evol.draw_operations(some, 2, 42, draw_per) == [whole[place(row)] for row in some]
+    assert evol.draw_operations(pool, 2, 42, draw_per) != evol.draw_operations(pool, 2, 43, draw_per)
+
+
+def test_every_operation_has_a_prompt_of_its_own_that_holds_the_instruction():
+    draws = [("in-breadth", ""), *(("in-depth", operation) for operation in evol.OPERATIONS)]
+    prompts = {evol.evolve_prompt("Name a river.", *found) for found in draws}
+    assert len(prompts) == 5 and all(prompt.endswith("\nName a river.") for prompt in prompts)
+
+
+GOOD = ("Name two rivers.", "The Rhine and the Danube.", "not equal")
 
 
 @pytest.mark.parametrize(
     ("child", "response", "equality", "rule"),
     [
-        ("Name two rivers.", "The Rhine and the Danube.", "not equal", None),
-        ("Name two rivers.", "The Rhine and the Danube.", "equal", "no_information_gain"),
-        ("Name two rivers.", "Sorry, I cannot.", "not equal", "refusal"),
-        ("Name two rivers.", "It is what it is.", "not equal", "only_stop_words"),
-        ("Name two rivers.", "  ?!", "not equal", "only_stop_words"),
-        ("Rewritten Instruction: name two rivers.", "The Rhine and the Danube.", "not equal", "leaked_prompt_words"),
-        ("As the GIVEN PROMPT says, go.", "Fine rivers.", "not equal", "leaked_prompt_words"),
+        (*GOOD, None),
+        (None, GOOD[1], "not equal", "teacher_failed"),
+        (GOOD[0], None, "not equal", "teacher_failed"),
         ("  ", "Rhine", "not equal", "empty_instruction"),
+        (*GOOD[:2], None, "no_word_on_equality"),
+        ("Rewritten Instruction: name two rivers.", *GOOD[1:], "leaked_prompt_words"),
+        ("As the GIVEN PROMPT says, go.", *GOOD[1:], "leaked_prompt_words"),
+        (*GOOD[:2], "equal", "no_information_gain"),
+        (GOOD[0], "Sorry, I cannot.", "not equal", "refusal"),
+        (GOOD[0], "It is what it is.", "not equal", "only_stop_words"),
+        (GOOD[0], "  ?!", "not equal", "only_stop_words"),
+        (GOOD[0], "", "not equal", "only_stop_words"),
     ],
 )
 def test_elimination_rules(child, response, equality, rule):
-    assert evol.failed_rule("Name a river.", child, response, equality) == rule
+    assert evol.failed_rule(child, response, equality) == rule
+
+
+@pytest.mark.parametrize("marker", evol.PROMPT_MARKERS)
+def test_every_marker_of_a_leaked_prompt_is_seen(marker):
+    assert evol.failed_rule(f"The #{marker.title()}#: go.", *GOOD[1:]) == "leaked_prompt_words"
 
 
 def test_a_long_answer_that_says_sorry_is_no_refusal():
-    assert evol.is_refusal("Sorry, no.")
-    assert not evol.is_refusal("sorry " + "word " * 80)
+    assert evol.is_refusal("sorry " + "word " * 78)
+    assert not evol.is_refusal("sorry " + "word " * 79)
 
 
 def test_a_survivor_takes_its_parents_place_and_a_failure_leaves_the_parent():
-    pool = [{"category": "qa", "instruction": "Name a river."}, {"category": "qa", "instruction": "Name a lake."}]
-    rows, following = evol.settle(
-        pool,
-        {"qa": ("in-depth", "deepening")},
-        ["Name two rivers.", "Name a lake."],
-        ["Rhine, Danube", "Garda"],
-        ["not equal", "equal"],
-        1,
-    )
-    assert [r["rule"] for r in rows] == [None, "no_information_gain"]
-    assert [p["instruction"] for p in following] == ["Name two rivers.", "Name a lake."]
-    assert rows[0]["parent"] == "Name a river." and rows[0]["in-depth-evolving_operation"] == "deepening"
+    pool = [
+        {"seed_number": n, "category": "qa", "instruction": f"Name a {what}."} for n, what in enumerate(["river", "lake", "hill"])
+    ]
+    draws = [("in-depth", "deepening"), ("in-breadth", ""), ("in-depth", "concretizing")]
+    children, responses = ["Name two rivers.", "Name a lake.", None], ["Rhine, Danube", "Garda", None]
+    rows, following = evol.settle(pool, draws, children, responses, ["not equal", "equal", None], 3)
+    assert [r["rule"] for r in rows] == [None, "no_information_gain", "teacher_failed"]
+    assert following == [pool[0] | {"instruction": "Name two rivers."}, *pool[1:]]
     assert pool[0]["instruction"] == "Name a river."
+    assert rows[0] == {
+        "instruction": "Name two rivers.",
+        "response": "Rhine, Danube",
+        "category": "qa",
+        "evolution_strategy": "in-depth",
+        "in-depth-evolving_operation": "deepening",
+        "epoch": 3,
+        "parent": "Name a river.",
+        "seed_number": 0,
+        "rule": None,
+    }
+
+
+def test_an_epoch_that_lost_a_row_is_an_error():
+    with pytest.raises(ValueError, match="zip"):
+        evol.settle(evol_pool(2), [("in-breadth", "")] * 2, ["a"], ["b", "c"], ["equal"] * 2, 1)
+
+
+def test_the_first_pool_is_the_first_rows_of_each_category_with_their_context():
+    rows = [
+        {"category": "qa", "instruction": "One?", "context": "Read  this."},
+        {"category": "chat", "instruction": "Two?", "context": ""},
+        {"category": "qa", "instruction": "Three?", "context": ""},
+        {"category": "qa", "instruction": "Four?", "context": ""},
+    ]
+    assert evol.seed_pool(rows, 2, 700) == [
+        {"seed_number": 0, "category": "chat", "instruction": "Two?"},
+        {"seed_number": 1, "category": "qa", "instruction": "One?\n\nRead  this."},
+        {"seed_number": 2, "category": "qa", "instruction": "Three?"},
+    ]
+    assert evol.seed_pool(rows, 1, 2)[1]["instruction"] == "One?\n\nRead"
+    assert evol.seed_pool(rows, 0, 700) == []
+
+
+def test_a_cut_keeps_whole_words_and_the_space_between_them():
+    assert evol.cut("a  b\n\nc d ", 3) == "a  b\n\nc" and evol.cut("a b ", 9) == "a b" and evol.cut("  ", 3) == ""
+
+
+def test_a_lineage_shows_survivors_one_step_in_and_failures_with_their_rule():
+    pool, rows = [{"seed_number": 7, "category": "qa", "instruction": "Seed."}], []
+    steps = [("First.", "not equal"), ("First.", "equal"), ("Second.", "not equal"), ("Third.", "not equal")]
+    for epoch, (child, equality) in enumerate(steps, 1):
+        operation = ("in-breadth", "") if epoch == 3 else ("in-depth", "deepening")
+        settled, pool = evol.settle(pool, [operation], [child], ["Rhine"], [equality], epoch)
+        rows += settled
+    others = [row | {"seed_number": 8} for row in rows]
+    assert evol.lineage([*reversed(rows), *others], 7) == [
+        "qa: Seed.",
+        "└─ epoch 1, deepening: First.",
+        "   └─ epoch 2, deepening: First.   ✗ no_information_gain",
+        "   └─ epoch 3, in-breadth: Second.",
+        "      └─ epoch 4, deepening: Third.",
+    ]

@@ -19,12 +19,14 @@ def namespace(name, **changes):
     return {"profile": "tiny", **stage_parameters(load_profile("tiny"), name), **changes}
 
 
-def finish(name, monkeypatch, reads="", content=b"data", inputs=(), **changes):
+def finish(name, monkeypatch, reads="", content=b"data", inputs=(), noted=(), **changes):
     """One stage as the runner would have it finished, without a kernel."""
     monkeypatch.setenv("BEZOAR_READS", reads)
     opened = open_stage(name, namespace(name, **changes))
     for reference in inputs:
         opened.input(reference)
+    for reference, digest in noted:
+        opened.note_input(reference, digest)
     files.write_bytes(opened.output("made.bin"), content)
     opened.finish()
     (opened.folder / "chapter.partial.ipynb").write_text("{}")
@@ -55,6 +57,25 @@ def test_a_changed_input_makes_its_reader_stale_and_a_rerun_with_the_same_result
     assert reason("10_lamini") is None
     finish("00_miniature", monkeypatch, content=b"other data")
     assert reason("10_lamini") == "its input 00_miniature/made.bin changed"
+
+
+def test_a_changed_or_missing_local_file_makes_its_reader_stale(home, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", home)
+    rows = home / "data" / "rows.jsonl"
+    files.write_bytes(rows, b"one")
+    finish("00_miniature", monkeypatch, noted=[("file:data/rows.jsonl", files.sha256_file(rows))])
+    assert reason("00_miniature") is None
+    files.write_bytes(rows, b"two")
+    assert reason("00_miniature") == "its input file:data/rows.jsonl changed"
+    rows.unlink()
+    assert reason("00_miniature") == "its input file:data/rows.jsonl changed"
+    files.write_bytes(rows, b"one")
+    assert reason("00_miniature") is None
+
+
+def test_a_hub_file_at_its_commit_never_makes_a_stage_stale(home, monkeypatch):
+    finish("00_miniature", monkeypatch, noted=[(f"hub:some/set@{'0' * 40}/a.parquet", "1" * 64)])
+    assert reason("00_miniature") is None
 
 
 def test_a_missing_or_cut_output_makes_the_stage_stale(home, monkeypatch):
@@ -137,7 +158,10 @@ def test_verify_names_every_artifact_that_differs(home, monkeypatch):
     assert verify("tiny") == []
     (folder / "made.bin").write_bytes(b"atad")
     (folder / "extra.bin").write_bytes(b"")
-    assert verify("tiny") == ["00_miniature/made.bin: content differs from stage.json", "00_miniature/extra.bin: not in stage.json"]
+    assert verify("tiny") == [
+        "00_miniature/made.bin: content differs from stage.json",
+        "00_miniature/extra.bin: not in stage.json",
+    ]
 
 
 def test_clean_keeps_paid_calls_and_nothing_else(home, monkeypatch):
@@ -180,3 +204,25 @@ def test_damaged_files_are_named(tmp_path):
     files.write_table(tmp_path / "b.parquet", [{"x": 1}])
     with pytest.raises(ValueError, match="lacks the columns y; it has x"):
         files.read_table(tmp_path / "b.parquet", ("x", "y"))
+
+
+def test_rows_of_a_log_may_hold_any_sign(tmp_path):
+    rows = [{"text": f"one{sign}two"} for sign in "\u2028\u2029\x85\x0b\x0c\x1c\r\n"]
+    files.append_jsonl(tmp_path / "log", *rows)
+    assert files.read_jsonl(tmp_path / "log") == rows
+
+
+def test_a_log_torn_anywhere_gives_its_whole_rows_and_takes_more(tmp_path):
+    whole = files.to_jsonl([{"n": 0, "text": "€\u2028"}, {"n": 1, "text": "déjà €"}])
+    first = whole.index(b"\n") + 1
+    for end in range(len(whole) + 1):  # in the middle of a character too
+        path = tmp_path / f"{end}"
+        path.write_bytes(whole[:end])
+        n = 2 if end >= len(whole) - 1 else 1 if end >= first - 1 else 0
+        assert [row["n"] for row in files.read_jsonl(path)] == list(range(n))
+        files.append_jsonl(path, {"n": "more"})
+        assert [row["n"] for row in files.read_jsonl(path)] == [*range(n), "more"]
+
+
+def test_a_log_that_is_not_there_is_empty(tmp_path):
+    assert files.read_jsonl(tmp_path / "log") == []

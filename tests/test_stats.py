@@ -4,7 +4,7 @@ import random
 import pytest
 
 from bezoar_utils import claims
-from bezoar_utils.stats import bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
+from bezoar_utils.stats import agreement, bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
 
 
 def test_interval_agrees_with_the_normal_approximation():
@@ -48,6 +48,44 @@ def test_verdict_of_a_gain(numbers, at_least, word):
 )
 def test_verdict_of_no_loss(numbers, word):
     assert no_loss_verdict(*numbers, 0.05) == word
+
+
+def test_agreement_is_cohens_kappa_worked_out_by_hand():
+    first = ["Accept"] * 25 + ["Reject"] * 25
+    second = ["Accept"] * 20 + ["Reject"] * 5 + ["Accept"] * 10 + ["Reject"] * 15
+    # agree 35 of 50 = 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa (0.7 - 0.5) / (1 - 0.5) = 0.4
+    assert agreement(first, second) == {"n": 50, "agree": pytest.approx(0.7), "kappa": pytest.approx(0.4), "flips": 15}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kappa"), [("AARR", "AARR", 1.0), ("AARR", "RRAA", -1.0), ("AARR", "ARAR", 0.0), ("AAAA", "AARR", 0.0)]
+)
+def test_kappa_is_1_for_equal_0_for_chance_and_negative_below(first, second, kappa):
+    assert agreement(list(first), list(second))["kappa"] == pytest.approx(kappa)
+
+
+def test_kappa_equals_its_definition_on_random_words():
+    rng = random.Random(2)
+    for _ in range(50):
+        first, second = (rng.choices(["a", "b", "c", None], k=60) for _ in range(2))
+        both = [(a, b) for a, b in zip(first, second) if a and b]
+        n = len(both)
+        seen = sum(a == b for a, b in both) / n
+        chance = sum(sum(a == w for a, _ in both) * sum(b == w for _, b in both) for w in "abc") / n**2
+        found = agreement(first, second)
+        assert found["kappa"] == pytest.approx((seen - chance) / (1 - chance))
+        assert (found["n"], found["agree"], found["flips"]) == (n, pytest.approx(seen), sum(a != b for a, b in both))
+
+
+def test_rows_that_one_judge_failed_on_count_for_neither():
+    assert agreement(["A", None, "R", None], ["A", "R", None, None]) == {"n": 1, "agree": 1.0, "kappa": None, "flips": 0}
+
+
+def test_agreement_that_chance_explains_or_nothing_shows_has_no_kappa():
+    assert agreement(["A"] * 5, ["A"] * 5) == {"n": 5, "agree": 1.0, "kappa": None, "flips": 0}
+    assert agreement([None], ["A"]) == agreement([], []) == {"n": 0, "agree": None, "kappa": None, "flips": 0}
+    with pytest.raises(ValueError, match="zip"):
+        agreement(["A"], [])
 
 
 def study(better: float):

@@ -1,0 +1,38 @@
+"""A stage that is nothing but a folder: what a teacher or a judge needs of one, without a notebook or a runner."""
+
+import contextlib
+from pathlib import Path
+
+
+class StubStage:
+    profile = "tiny"
+
+    def __init__(self, folder: Path):
+        self.folder, self.inputs = Path(folder), {}
+        self.counts = {"tokens": 0, "calls": 0, "cost_usd": 0.0}
+        self.reported: list[tuple[str, int, int]] = []
+        self.open = contextlib.ExitStack()
+
+    def input(self, reference: str) -> Path:
+        raise AssertionError(f"{reference} was asked for, but this stage reads nothing")
+
+    def output(self, name: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def enter(self, context):
+        return self.open.enter_context(context)
+
+    def spend(self, tokens: int = 0, calls: int = 0, cost_usd: float = 0.0) -> None:
+        for key, amount in (("tokens", tokens), ("calls", calls), ("cost_usd", cost_usd)):
+            self.counts[key] += amount
+
+    def reporter(self, what: str):
+        return lambda done, total: self.reported.append((what, done, total))
+
+
+def remote(url: str, **changes) -> dict:
+    """A profile's endpoint section for a server at `url`, whose key is in TEST_KEY."""
+    endpoint = {"base_url": url, "local_server": None, "api_key_env": "TEST_KEY"}
+    return endpoint | {"concurrency": 4, "timeout_s": 5.0, "attempts": 3} | changes

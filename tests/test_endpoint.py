@@ -1,0 +1,454 @@
+import asyncio
+import json
+import signal
+import threading
+import time
+import traceback
+from email.utils import formatdate
+
+import pytest
+from fake_endpoint import FakeEndpoint, first_attempts_fail
+
+from bezoar_utils import endpoint as endpoint_module
+from bezoar_utils.endpoint import Endpoint, EndpointError, Request
+from bezoar_utils.money import BudgetReached, Purse
+
+SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
+NOWHERE = "http://127.0.0.1:9/v1"
+PRICE = (1.0, 10.0)
+WORST_USD = (len("prompt 00") + 64 + 10 * 20) / 1e6  # of one call of `many`, at PRICE
+REAL_USD = (10 + 10 * 5) / 1e6  # what the fake endpoint's usage makes of it
+
+
+@pytest.fixture(autouse=True)
+def quick_backoff(monkeypatch):
+    monkeypatch.setattr(endpoint_module, "BACKOFF_S", 0.01)
+    monkeypatch.delenv("TEST_KEY", raising=False)
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return tmp_path / "calls.jsonl"
+
+
+def chat(prompt: str, **other) -> Request:
+    return Request(prompt, {"temperature": 0.0, "max_tokens": 20}, "chat", "v1", **other)
+
+
+def many(count: int) -> list[Request]:
+    return [chat(f"prompt {n:02}") for n in range(count)]
+
+
+def always(fault: str, prompts: tuple = ()):
+    return lambda prompt, attempt: fault if not prompts or prompt in prompts else None
+
+
+def once(fault: str):
+    return lambda prompt, attempt: fault if attempt == 1 else None
+
+
+def rows(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# ----------------------------------------------------------------------------------------------------------- what is sent
+
+
+def test_replies_come_in_the_order_of_the_requests_however_they_arrive(ledger):
+    def slow_first(prompt: str) -> str:
+        time.sleep(0.1 if prompt.endswith("0") else 0.0)
+        return prompt.upper()
+
+    with FakeEndpoint(slow_first) as fake:
+        replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(many(25))
+    assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(25)]
+    assert {(r.tokens_in, r.tokens_out, r.failure) for r in replies} == {(10, 5, "")}
+
+
+def test_chat_and_raw_prompts_go_to_their_own_address_with_their_settings(ledger):
+    settings = {"temperature": 0.5, "max_tokens": 7, "top_k": 3}
+    with FakeEndpoint() as fake:
+        asked = [Request("a", settings, "chat", "v1"), Request("b", settings, "raw", "v1")]
+        replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(asked)
+    assert [r.text for r in replies] == ["A", "B"]
+    sent = sorted(fake.bodies, key=lambda body: "prompt" in body)
+    assert sent == [
+        {"model": "m", "messages": [{"role": "user", "content": "a"}], **settings},
+        {"model": "m", "prompt": "b", **settings},
+    ]
+
+
+def test_no_more_than_so_many_calls_are_in_flight(ledger):
+    in_flight, most = [], []
+
+    def watch(prompt: str) -> str:
+        in_flight.append(prompt)
+        most.append(len(in_flight))
+        time.sleep(0.02)
+        in_flight.remove(prompt)
+        return prompt
+
+    with FakeEndpoint(watch) as fake:
+        Endpoint("m", SETTINGS | {"concurrency": 3}, fake.url, ledger).ask(many(20))
+    assert max(most) == 3
+
+
+def test_progress_counts_to_the_number_of_requests(ledger):
+    seen = []
+    with FakeEndpoint() as fake:
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger)
+        endpoint.ask(many(3))
+        endpoint.ask([*many(5), *many(5)], lambda done, total: seen.append((done, total)))
+    assert seen == [(8, 10), (10, 10)]
+
+
+def test_equal_requests_are_sent_once(ledger):
+    with FakeEndpoint() as fake:
+        replies = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a"), chat("b"), chat("a")])
+    assert [r.text for r in replies] == ["A", "B", "A"] and fake.received == {"a": 1, "b": 1}
+
+
+def test_the_same_question_once_more_is_another_call(ledger):
+    with FakeEndpoint() as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a"), chat("a", repeat=1)])
+    assert fake.received == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Request("a", {"max_tokens": 9}, "chat", "v1"),
+        Request("a", {"max_tokens": 20}, "raw", "v1"),
+        Request("a", {"max_tokens": 20}, "chat", "v2"),
+    ],
+)
+def test_other_settings_another_mode_or_scheme_is_another_call(ledger, other):
+    with FakeEndpoint() as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger).ask([Request("a", {"max_tokens": 20}, "chat", "v1"), other])
+    assert fake.received == {"a": 2}
+
+
+def test_no_requests_are_no_calls(ledger):
+    assert Endpoint("m", SETTINGS, NOWHERE, ledger).ask([]) == []
+    assert not ledger.exists()
+
+
+def test_it_works_inside_a_running_event_loop(ledger):
+    async def notebook_cell(url: str):
+        return Endpoint("m", SETTINGS, url, ledger).ask([chat("a")])
+
+    with FakeEndpoint() as fake:
+        assert asyncio.run(notebook_cell(fake.url))[0].text == "A"
+
+
+def test_an_interrupt_ends_the_calls_at_once_and_keeps_the_finished_ones(ledger):
+    with FakeEndpoint(latency_s=0.05) as fake:
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger)
+
+        def interrupt(done: int, total: int) -> None:
+            if done == 10:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        with pytest.raises(KeyboardInterrupt):
+            endpoint.ask(many(80), interrupt)
+        assert len(rows(ledger)) < 40
+        assert len(Endpoint("m", SETTINGS, fake.url, ledger).ask(many(80))) == 80
+
+
+# ----------------------------------------------------------------------------------------------------------- the ledger
+
+
+def test_an_answered_call_is_never_sent_again(ledger):
+    with FakeEndpoint() as fake:
+        first = Endpoint("m", SETTINGS, fake.url, ledger).ask(many(5))
+        again = Endpoint("m", SETTINGS, fake.url, ledger)
+        assert again.ask(many(6))[:5] == first
+    assert fake.received.total() == 6 and again.sent == 1
+    assert Endpoint("other", SETTINGS, NOWHERE, ledger)._finished.keys() == {row["key"] for row in rows(ledger)}
+
+
+def test_the_counts_are_those_of_this_object(ledger):
+    with FakeEndpoint(faults=always("400", ("prompt 00",))) as fake:
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(ledger.with_name("spend.jsonl"), 1.0))
+        first = endpoint.ask(many(4))
+        again = Endpoint("m", SETTINGS, fake.url, ledger)
+        second = again.ask(many(4))
+    assert first == second  # a reply from the ledger tells the same tokens and cost
+    assert (endpoint.sent, endpoint.failures) == (4, {"400": 1})
+    assert (sum(r.tokens_in for r in first), sum(r.tokens_out for r in first)) == (30, 15)
+    assert sum(r.cost_usd for r in first) == pytest.approx(3 * REAL_USD)
+    assert (again.sent, again.failures) == (0, {})
+
+
+def test_each_row_says_what_came_and_what_it_cost(ledger):
+    with FakeEndpoint(faults=lambda prompt, attempt: "cut-short" if prompt == "b" else None) as fake:
+        purse = Purse(ledger.with_name("spend.jsonl"), 1.0)
+        Endpoint("m", SETTINGS | {"concurrency": 1}, fake.url, ledger, PRICE, purse).ask([chat("a"), chat("b")])
+    whole, cut = rows(ledger)
+    assert whole == {"key": whole["key"], "text": "A", "tokens_in": 10, "tokens_out": 5, "cost_usd": pytest.approx(REAL_USD)}
+    assert cut["note"] == "finish_reason length"
+
+
+@pytest.mark.parametrize(("fault", "text", "note"), [("empty", "", None), ("refusal", "I will not.", "refusal")])
+def test_an_empty_reply_and_a_refusal_are_answers(ledger, fault, text, note):
+    with FakeEndpoint(faults=always(fault)) as fake:
+        for _ in range(2):
+            assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])[0].text == text
+    assert fake.received == {"a": 1} and rows(ledger)[0].get("note") == note
+
+
+def test_a_torn_line_costs_one_call_and_no_error_even_inside_a_character(ledger):
+    with FakeEndpoint(lambda prompt: "déjà vu €") as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))
+        data = ledger.read_bytes()
+        ledger.write_bytes(data[: data.rindex("€".encode()) + 1])
+        Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))
+        Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))
+    assert fake.received.total() == 4
+
+
+@pytest.mark.parametrize("text", ["one\u2028two\u2029three\x85four\x1cfive\r\nsix", "half a pair \ud83d"])
+def test_no_sign_in_a_reply_makes_it_be_asked_twice(ledger, text):
+    with FakeEndpoint(lambda prompt: text) as fake:
+        first = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])
+        assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")]) == first
+    assert fake.received == {"a": 1} and first[0].text == text.replace("\ud83d", "?")
+
+
+# ----------------------------------------------------------------------------------------------------------- what goes wrong
+
+PASSING_FAULTS = ["429", "429-retry-after", "500", "timeout", "close", "truncated-json", "half-sent", "error-body", "no-choices"]
+
+
+@pytest.mark.parametrize("fault", PASSING_FAULTS)
+def test_a_passing_fault_is_tried_again_and_answered(ledger, fault):
+    with FakeEndpoint(faults=once(fault), retry_after="0.01") as fake:
+        replies = Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger).ask(many(4))
+    assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(4)]
+    assert fake.received.total() == 8 and len(rows(ledger)) == 4
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("429", "429"),
+        ("500", "500"),
+        ("timeout", "timeout"),
+        ("close", "connection"),
+        ("half-sent", "connection"),
+        ("truncated-json", "bad body"),
+        ("no-choices", "bad body"),
+        ("error-body", "error body"),
+    ],
+)
+def test_a_fault_that_stays_is_a_failure_with_its_reason_and_is_tried_again_in_a_later_run(ledger, fault, reason):
+    with FakeEndpoint(faults=always(fault, ("prompt 01",))) as fake:
+        endpoint = Endpoint("m", SETTINGS | {"timeout_s": 0.2}, fake.url, ledger)
+        endpoint.ask([chat("prompt 00")])
+        replies = endpoint.ask(many(3))
+        assert [(r.text, r.failure) for r in replies] == [("PROMPT 00", ""), (None, reason), ("PROMPT 02", "")]
+        assert fake.received == {"prompt 00": 1, "prompt 01": SETTINGS["attempts"], "prompt 02": 1}
+        assert endpoint.failures == {reason: 1}
+        assert [row["failure"] for row in rows(ledger) if "failure" in row] == [reason]
+        fake.faults = lambda prompt, attempt: None
+        assert [r.text for r in Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))][1] == "PROMPT 01"
+
+
+def test_a_prompt_the_server_calls_wrong_is_never_sent_again(ledger):
+    with FakeEndpoint(faults=always("400", ("prompt 01",))) as fake:
+        for _ in range(2):
+            replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))
+            assert [(r.text, r.failure) for r in replies] == [("PROMPT 00", ""), (None, "400"), ("PROMPT 02", "")]
+    assert fake.received.total() == 3
+
+
+def test_a_wrong_model_is_an_error_at_once_and_nothing_finished_is_lost(ledger):
+    with FakeEndpoint(faults=always("wrong-model", ("prompt 20",))) as fake:
+        with pytest.raises(EndpointError, match=f"{fake.url}.*model big-one.*404") as error:
+            Endpoint("big-one", SETTINGS, fake.url, ledger).ask(many(60))
+        assert "\n" not in str(error.value)
+        assert 12 < len(rows(ledger)) < 40 and fake.received["prompt 20"] == 1
+        fake.faults = lambda prompt, attempt: None
+        Endpoint("big-one", SETTINGS, fake.url, ledger).ask(many(60))
+    assert set(fake.answered.values()) == {1} and len(fake.answered) == 60
+
+
+def test_an_error_does_not_wait_for_pauses_before_retries(ledger):
+    faults = {"prompt 00": "429-retry-after", "prompt 01": "401"}
+    with FakeEndpoint(faults=lambda prompt, attempt: faults[prompt], latency_s=0.05, retry_after="30") as fake:
+        before = time.monotonic()
+        with pytest.raises(EndpointError, match="401"):
+            Endpoint("m", SETTINGS, fake.url, ledger).ask(many(2))
+    assert time.monotonic() - before < 3
+
+
+def test_a_dead_endpoint_is_an_error_that_says_so_before_all_prompts_are_tried(ledger):
+    endpoint = Endpoint("m", SETTINGS, NOWHERE, ledger)
+    with pytest.raises(EndpointError, match=f"{NOWHERE}.*model m"):
+        endpoint.ask(many(1000))
+    assert endpoint.sent < 10
+
+
+def test_an_endpoint_that_never_answers_in_time_is_dead_too(ledger):
+    with (
+        FakeEndpoint(faults=always("timeout")) as fake,
+        pytest.raises(EndpointError, match="no reply within"),
+    ):
+        Endpoint("m", SETTINGS | {"timeout_s": 0.1}, fake.url, ledger).ask(many(20))
+
+
+def test_retry_after_is_honoured(ledger):
+    with FakeEndpoint(faults=once("429-retry-after"), retry_after="1") as fake:
+        before = time.monotonic()
+        assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])[0].text == "A"
+    assert 1.0 <= time.monotonic() - before < 2.5
+
+
+def test_retry_after_is_capped(ledger, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "LONGEST_PAUSE_S", 0.1)
+    with FakeEndpoint(faults=once("429-retry-after"), retry_after="86400") as fake:
+        assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])[0].text == "A"
+
+
+def test_retry_after_may_be_seconds_or_a_date_and_anything_else_is_ignored():
+    asked = endpoint_module._asked_pause_s
+    assert asked("2.5") == 2.5 and asked("-3") == 0.0 and asked("nan") == 0.0
+    assert 25 < asked(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert asked(None) is asked("soon") is asked("Wed, 21 Foo 2015 07:28:00 GMT") is asked("") is None
+
+
+def test_with_many_faults_of_every_kind_each_prompt_is_answered_once(ledger):
+    def faults(prompt: str, attempt: int) -> str | None:
+        kinds = ["429", "500", "close", "truncated-json", "error-body", None]
+        return kinds[hash_of(prompt) % 6] if attempt < 3 else None
+
+    def hash_of(prompt: str) -> int:
+        return sum(prompt.encode())
+
+    with FakeEndpoint(faults=faults) as fake:
+        replies = Endpoint("m", SETTINGS | {"concurrency": 32}, fake.url, ledger).ask(many(100))
+        assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(100)]
+    assert set(fake.answered.values()) == {1} and len(fake.answered) == 100
+
+
+def test_the_seeded_faults_are_the_same_each_time():
+    prompts = [f"prompt {n}" for n in range(1000)]
+    hit = [p for p in prompts if first_attempts_fail("429", 0.01, 7)(p, 1)]
+    assert 3 <= len(hit) <= 20 and hit == [p for p in prompts if first_attempts_fail("429", 0.01, 7)(p, 1)]
+
+
+# ----------------------------------------------------------------------------------------------------------- the key
+
+
+def test_a_remote_endpoint_without_its_key_is_an_error_naming_the_variable(ledger):
+    with pytest.raises(RuntimeError, match="TEST_KEY"):
+        Endpoint("m", SETTINGS | {"local_server": None}, NOWHERE, ledger)
+
+
+@pytest.mark.parametrize("fault", [None, "400", "429", "401", "wrong-model", "close"])
+def test_the_key_is_in_no_file_and_in_no_error(ledger, monkeypatch, fault):
+    canary = "canary-7731"
+    monkeypatch.setenv("TEST_KEY", f"{canary}\n")
+    purse = Purse(ledger.with_name("spend.jsonl"), 1.0)
+    said = ""
+    with FakeEndpoint(faults=always(fault)) as fake:
+        endpoint = Endpoint("m", SETTINGS | {"local_server": None}, fake.url, ledger, PRICE, purse)
+        try:
+            said = repr(endpoint.ask(many(3)))
+        except EndpointError as error:
+            said = f"{error!r} {error} {''.join(traceback.format_exception(error))} {error.__context__}"
+    assert canary not in said
+    assert all(canary not in path.read_text() for path in ledger.parent.iterdir())
+    if fault in ("400", "429"):
+        assert "[key]" in ledger.read_text()
+
+
+# ----------------------------------------------------------------------------------------------------------- money
+
+
+@pytest.fixture
+def spend(tmp_path):
+    return tmp_path / "spend.jsonl"
+
+
+def test_a_price_without_a_purse_is_an_error(ledger):
+    with pytest.raises(ValueError, match="purse"):
+        Endpoint("m", SETTINGS, NOWHERE, ledger, (0.0, 1.0))
+
+
+def test_a_paid_call_that_nothing_bounds_is_not_sent(ledger, spend):
+    with FakeEndpoint() as fake, pytest.raises(ValueError, match="max_tokens"):
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask([Request("a", {}, "chat", "v1")])
+    assert not fake.received
+
+
+def test_calls_without_a_price_leave_the_purse_alone(ledger, spend):
+    with FakeEndpoint() as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger, purse=Purse(spend, 0.0)).ask(many(3))
+    assert not spend.exists()
+
+
+def test_a_call_is_settled_at_what_its_usage_says(ledger, spend):
+    with FakeEndpoint() as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(7))
+    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
+
+
+def test_a_call_without_usage_is_settled_at_the_worst_case(ledger, spend):
+    with FakeEndpoint(usage=False) as fake:
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0))
+        replies = endpoint.ask(many(7))
+    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * WORST_USD), 0.0)
+    assert sum(r.cost_usd for r in replies) == pytest.approx(7 * WORST_USD)
+
+
+def test_an_http_error_costs_nothing(ledger, spend):
+    with FakeEndpoint(faults=once("500")) as fake:
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(7))
+    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
+
+
+@pytest.mark.parametrize("fault", ["timeout", "close", "truncated-json"])
+def test_a_call_whose_bill_is_not_known_stays_reserved(ledger, spend, fault):
+    with FakeEndpoint(faults=once(fault)) as fake:
+        Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(3))
+    assert Purse(spend, 1.0).spent() == (pytest.approx(3 * REAL_USD), pytest.approx(3 * WORST_USD))
+
+
+def test_the_budget_is_never_exceeded_and_a_higher_one_sends_only_the_rest(ledger, spend):
+    busy = SETTINGS | {"concurrency": 16}
+    budget = 30 * WORST_USD
+    with FakeEndpoint(usage=False, latency_s=0.01) as fake:
+        with pytest.raises(BudgetReached, match=r"money\.budget_usd"):
+            Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, budget)).ask(many(90))
+        settled, unsettled = Purse(spend, budget).spent()
+        assert settled + unsettled <= budget * (1 + 1e-9) and unsettled == 0
+        assert fake.received.total() == len(rows(ledger)) == 30
+        with pytest.raises(BudgetReached):
+            Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, budget)).ask(many(90))
+        assert fake.received.total() == 30
+        replies = Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(90))
+    assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(90)]
+    assert set(fake.answered.values()) == {1}
+
+
+def test_two_endpoints_pay_from_one_purse(tmp_path, spend):
+    with FakeEndpoint(usage=False) as fake:
+        teacher = Endpoint("t", SETTINGS, fake.url, tmp_path / "t.jsonl", PRICE, Purse(spend, 10 * WORST_USD))
+        judge = Endpoint("j", SETTINGS, fake.url, tmp_path / "j.jsonl", PRICE, Purse(spend, 10 * WORST_USD))
+        teacher.ask(many(6))
+        with pytest.raises(BudgetReached):
+            judge.ask(many(6))
+    assert judge.sent == 4
+
+
+def test_a_budget_is_used_up_before_it_stops_the_run(ledger, spend):
+    """16 calls at once reserve 16 worst cases; what they leave over is spent on further calls, not on a stop too early."""
+    budget = 16 * WORST_USD
+    with FakeEndpoint(latency_s=0.02) as fake:
+        endpoint = Endpoint("m", SETTINGS | {"concurrency": 16}, fake.url, ledger, PRICE, Purse(spend, budget))
+        with pytest.raises(BudgetReached):
+            endpoint.ask(many(100))
+    settled, unsettled = Purse(spend, budget).spent()
+    assert budget - WORST_USD < settled <= budget and unsettled == 0.0

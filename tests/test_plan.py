@@ -1,0 +1,85 @@
+import pytest
+import yaml
+
+from bezoar_utils import files, plan
+from bezoar_utils.profile import PROFILES, load_profile
+from bezoar_utils.run import stages_of
+from bezoar_utils.stage import StageError
+
+PAID = """extends: mini
+stages: [10_lamini, 20_judge_filter]
+money: {budget_usd: 3.0, prices: {big-judge: [30.0, 60.0]}}
+judge: {model: big-judge, max_tokens: 100, endpoint: {base_url: "http://127.0.0.1:9/v1", local_server: null}}
+lamini: {example_guided_calls: 10, topic_guided_calls: 0, instructions_per_call: 4}
+orca: {per_collection: {cot: 30, niv2: 0, t0: 0, flan2021: 0}}
+evol: {epochs: 0}
+judge_filter: {repeat_rows: 5, second_judge: null}
+plan: {judge: {prompt_tokens: 200, reply_tokens: 50, calls_per_second: 2.0}}
+"""
+
+
+@pytest.fixture
+def paid(tmp_path):
+    (tmp_path / "mini.yaml").write_text((PROFILES / "mini.yaml").read_text())
+    (tmp_path / "paid.yaml").write_text(PAID)
+    return load_profile("paid", tmp_path)
+
+
+def test_calls_tokens_cost_and_time_are_reckoned_before_anything_is_spent(paid):
+    teacher, judge = plan.expected_calls(paid)
+    assert (teacher["stage"], teacher["who"], teacher["calls"], teacher["usd"]) == ("10_lamini", "teacher", 10 + 40, 0.0)
+    # 40 instructions and 30 queries are judged, 5 of them twice more
+    assert (judge["who"], judge["calls"], judge["tokens_in"], judge["tokens_out"]) == ("judge", 80, 16_000, 4_000)
+    assert judge["usd"] == pytest.approx(16_000 * 30e-6 + 4_000 * 60e-6)
+    assert judge["worst_usd"] == pytest.approx(16_000 * 30e-6 + 8_000 * 60e-6)
+    assert judge["hours"] == pytest.approx(40 / 3600)
+
+
+def test_stages_a_profile_does_not_run_make_no_calls(paid):
+    assert {row["stage"] for row in plan.expected_calls(paid)} == {"10_lamini", "20_judge_filter"}
+    assert plan.expected_calls(load_profile("released")) == []
+
+
+@pytest.mark.parametrize(("budget", "words"), [(0.0, "budget_usd is 0"), (0.5, "stops cleanly"), (3.0, "covers the worst case")])
+def test_the_plan_says_what_the_budget_will_do(paid, budget, words):
+    money = paid.money.model_copy(update={"budget_usd": budget})
+    assert words in plan.call_lines("paid", paid.model_copy(update={"money": money}))[-1]
+
+
+def test_the_miniature_costs_nothing_and_says_so():
+    assert plan.call_lines("mini", load_profile("mini"))[-1] == "no call costs money"
+
+
+def test_answers_on_disk_are_counted(paid, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    rows = [{"key": "a", "text": "x"}, {"key": "b", "failure": "429"}]
+    files.append_jsonl(tmp_path / "paid" / "10_lamini" / "calls.jsonl", *rows)
+    assert any(line.startswith("1 answers") for line in plan.call_lines("paid", paid))
+
+
+def test_a_profile_runs_its_own_stages_and_reads_among_them_only():
+    dag = "00_miniature: 10_lamini:00_miniature 20_judge_filter:00_miniature,10_lamini 30_sft:20_judge_filter"
+    assert stages_of("released", dag) == {"10_lamini": [], "20_judge_filter": ["10_lamini"]}
+    assert list(stages_of("mini", dag)) == [part.split(":")[0] for part in dag.split()]
+    with pytest.raises(StageError, match="99_other"):
+        stages_of("mini", "99_other:")
+
+
+@pytest.mark.parametrize("name", ["released", "paper"])
+def test_every_hub_source_of_a_full_profile_is_pinned(name):
+    text = (PROFILES / f"{name}.yaml").read_text()
+
+    def sources(value):
+        if isinstance(value, dict):
+            if "hub" in value:
+                yield value
+            for inner in value.values():
+                yield from sources(inner)
+
+    found = list(sources(yaml.safe_load(text)))
+    assert len(found) >= 5
+    assert all(len(source.get("revision") or "") == 40 or source["expect_prefix"] for source in found)
+
+
+def test_the_paper_profile_draws_as_many_orca_queries_as_were_released():
+    assert sum(load_profile("paper").orca.per_collection.values()) == 5517

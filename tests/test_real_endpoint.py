@@ -1,0 +1,90 @@
+"""A server that is not ours: `transformers serve` speaks the same API, and the teacher answers through it.
+
+It needs `fastapi` and `uvicorn`, which the study does not: `pip install 'transformers[serving]'` into an environment of its own.
+"""
+
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+from stub_stage import StubStage, remote
+from test_teacher import PROMPTS, SETTINGS
+
+from bezoar_utils import files, models
+from bezoar_utils.teacher import Teacher
+
+MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"`transformers serve` needs {' and '.join(MISSING)}: pip install 'transformers[serving]'"
+    ),
+]
+CHAT_TEMPLATE = "{{ bos_token }}{% for message in messages %}<human>: {{ message['content'] }}\n<bot>:{% endfor %}"
+GREEDY = SETTINGS | {"temperature": 0.0, "top_p": 1.0}
+
+
+@pytest.fixture(scope="module")
+def served(model_folder, tokenizer, tmp_path_factory):
+    """(model folder, address) of the small model behind `transformers serve`, with an output layer of its own: the tied one
+    says the last token again and again."""
+    folder, home = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("home")
+    model = models.load_model(model_folder)
+    model.config.tie_word_embeddings = False
+    weights = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
+    model.lm_head.weight = torch.nn.Parameter(weights)
+    models.save_model(model, tokenizer, folder)
+    config = files.read_json(folder / "tokenizer_config.json")
+    files.write_json(folder / "tokenizer_config.json", config | {"chat_template": CHAT_TEMPLATE})
+    (home / "hub").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(folder)]
+    command += ["--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1", "--port", str(port)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    with open(home / "log", "wb") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for(server, f"http://127.0.0.1:{port}/health", home / "log")
+        yield folder, f"http://127.0.0.1:{port}/v1"
+    finally:
+        server.send_signal(signal.SIGINT)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_for(server, url: str, log, patience_s: float = 90) -> None:
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310 our own address
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"`transformers serve` did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.mark.parametrize("mode", ["raw", "chat"])
+def test_the_teacher_says_the_same_through_a_real_server_as_with_the_weights_in_hand(served, tmp_path, monkeypatch, mode):
+    folder, url = served
+    monkeypatch.setenv("TEST_KEY", "none")
+    settings = GREEDY | {"model": str(folder), "mode": mode, "endpoint": remote(url, timeout_s=60.0)}
+    stage = StubStage(tmp_path / "served")
+    texts = Teacher(stage, settings, 7).generate(PROMPTS, "answers")
+    here = Teacher(StubStage(tmp_path / "here"), GREEDY | {"model": str(folder)}, 7).generate(PROMPTS, "answers")
+    assert texts == here and len(set(texts)) == 5
+    rows = files.read_jsonl(stage.output("calls.jsonl"))
+    assert len(rows) == 5 and all(row["tokens_in"] > 5 and row["tokens_out"] > 0 for row in rows)
+    nobody = GREEDY | settings | {"endpoint": remote("http://127.0.0.1:9/v1")}
+    assert Teacher(stage, nobody, 7).generate(PROMPTS, "answers") == texts
