@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from bezoar_utils import generation, labels, models, training
+from bezoar_utils import dpo, generation, labels, models, sft, training
 from bezoar_utils.profile import ProfileError
 from bezoar_utils.template import render_prompt
 
@@ -136,7 +136,7 @@ def test_a_hub_model_needs_its_full_commit_hash(revision):
 
 @pytest.mark.parametrize("loss_on", ["completion", "full"])
 def test_mean_loss_equals_an_independent_computation(model_folder, tokenizer, loss_on):
-    examples, _ = training.sft_examples(tokenizer, ROWS[:5], RECIPE | {"loss_on": loss_on})
+    examples, _ = sft.sft_examples(tokenizer, ROWS[:5], RECIPE | {"loss_on": loss_on})
     model = models.load_model(model_folder)
     total = count = 0
     for example in examples:
@@ -146,23 +146,23 @@ def test_mean_loss_equals_an_independent_computation(model_folder, tokenizer, lo
             if example["labels"][place] != labels.IGNORED:
                 total -= float(log_probs[place - 1, example["labels"][place]])
                 count += 1
-    assert training.mean_loss(model, tokenizer, examples, batch_size=2) == pytest.approx(total / count, abs=1e-5)
+    assert sft.mean_loss(model, tokenizer, examples, batch_size=2) == pytest.approx(total / count, abs=1e-5)
 
 
 def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_folder, quantisation, lora, tokenizer, tmp_path):
-    examples, too_long = training.sft_examples(tokenizer, ROWS, RECIPE)
+    examples, too_long = sft.sft_examples(tokenizer, ROWS, RECIPE)
     assert too_long == 0
     responses = {r["response"] for r in ROWS}
     settings = {"lora": lora, "responses": responses, "seed": 0, "progress": nothing}
     model = models.load_model(model_folder, quantisation)
-    model, log = training.train_sft(model, tokenizer, examples[4:], examples[:4], RECIPE, folder=tmp_path / "a", **settings)
+    model, log = sft.train_sft(model, tokenizer, examples[4:], examples[:4], RECIPE, folder=tmp_path / "a", **settings)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     names = {n.split(".")[-4] for n, p in model.named_parameters() if p.requires_grad}
     assert names == {"q_proj", "k_proj", "v_proj"}
     losses = [r["loss"] for r in log if "loss" in r]
     assert len(losses) == RECIPE["steps"] and losses[-1] < losses[0]
     learned = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    carried, _ = training.train_sft(
+    carried, _ = sft.train_sft(
         model, tokenizer, examples[4:], examples[:4], RECIPE | {"learning_rate": 1e-12}, folder=tmp_path / "b", **settings
     )
     assert list(carried.peft_config) == ["default"]
@@ -172,10 +172,10 @@ def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_fold
 
 
 def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quantisation, lora, tokenizer, tmp_path):
-    examples, _ = training.sft_examples(tokenizer, ROWS, RECIPE)
+    examples, _ = sft.sft_examples(tokenizer, ROWS, RECIPE)
     model = models.load_model(model_folder, quantisation)
     with pytest.raises(labels.LabelError, match="no response of the data"):
-        training.train_sft(
+        sft.train_sft(
             model,
             tokenizer,
             examples[4:],
@@ -191,15 +191,15 @@ def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quan
 
 @pytest.mark.parametrize("nll_weight", [0.0, 0.2])
 def test_dpo_starts_at_ln_2_with_the_adapter_off_as_reference(model_folder, quantisation, lora, tokenizer, tmp_path, nll_weight):
-    examples, dropped = training.dpo_examples(tokenizer, PAIRS, 256)
+    examples, dropped = dpo.dpo_examples(tokenizer, PAIRS, 256)
     assert dropped == {"too_long": 0, "equal_as_tokens": 0}
     recipe = {k: v for k, v in RECIPE.items() if k != "loss_on"} | {"beta": 0.1, "nll_weight": nll_weight}
     model = models.load_model(model_folder, quantisation)
-    model, log = training.train_dpo(
+    model, log = dpo.train_dpo(
         model, tokenizer, examples[4:], examples[:4], recipe, lora=lora, folder=tmp_path, seed=0, progress=nothing
     )
     losses = [r["loss"] for r in log if "loss" in r]
-    assert training.check_first_dpo_loss(log, nll_weight) == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
+    assert dpo.check_first_dpo_loss(log, nll_weight) == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
     assert (losses[0] > 1.0) == (nll_weight > 0), "the likelihood term comes on top"
     assert list(model.peft_config) == ["default"]
 
@@ -208,14 +208,14 @@ def test_a_reference_that_is_not_the_policy_is_caught():
     equal = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0}
     for row, weight in (({"loss": 0.52, **equal}, 0.0), ({"loss": 1.3, **equal, "rewards/margins": 0.1}, 0.2)):
         with pytest.raises(training.TrainingError, match="not ln 2"):
-            training.check_first_dpo_loss([row], weight)
+            dpo.check_first_dpo_loss([row], weight)
     with pytest.raises(training.TrainingError, match="did not start equal"):
-        training.check_first_dpo_loss([{"loss": math.log(2), **equal, "rewards/chosen": -0.4, "rewards/rejected": -0.4}], 0.0)
+        dpo.check_first_dpo_loss([{"loss": math.log(2), **equal, "rewards/chosen": -0.4, "rewards/rejected": -0.4}], 0.0)
 
 
 def test_pairs_that_do_not_fit_or_are_equal_are_dropped_and_counted(tokenizer):
     pairs = [*PAIRS[:2], PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}, PAIRS[0] | {"chosen": "very " * 300}]
-    kept, dropped = training.dpo_examples(tokenizer, pairs, 256)
+    kept, dropped = dpo.dpo_examples(tokenizer, pairs, 256)
     assert len(kept) == 2 and dropped == {"too_long": 1, "equal_as_tokens": 1}
     assert all(tokenizer.decode(k["chosen_ids"][:-1]) == "Sure: yes" for k in kept)
 
@@ -224,9 +224,9 @@ def test_empty_sets_are_clear_errors(tokenizer):
     with pytest.raises(training.TrainingError, match="1 rows are too few"):
         training.split(ROWS[:1], RECIPE)
     with pytest.raises(training.TrainingError, match="max_length=16"):
-        training.sft_examples(tokenizer, ROWS, RECIPE | {"max_length": 16})
+        sft.sft_examples(tokenizer, ROWS, RECIPE | {"max_length": 16})
     with pytest.raises(training.TrainingError, match="no preference pair is left"):
-        training.dpo_examples(tokenizer, [PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}], 256)
+        dpo.dpo_examples(tokenizer, [PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}], 256)
 
 
 def test_the_split_is_a_seeded_fifth_and_loses_nothing():
