@@ -22,7 +22,7 @@ reads_40_hh_sft        := 00_miniature 30_sft
 reads_50_dpo           := 00_miniature 40_hh_sft
 reads_60_benchmarks    := 00_miniature 30_sft 40_hh_sft 50_dpo
 reads_61_mt_bench      := 00_miniature 30_sft 40_hh_sft 50_dpo
-reads_70_loss_charts   := 00_miniature 30_sft 40_hh_sft 50_dpo
+reads_70_loss_charts   := 30_sft 40_hh_sft 50_dpo
 reads_80_ablations     := 00_miniature 20_judge_filter
 reads_90_findings      := 20_judge_filter 30_sft 50_dpo 60_benchmarks 61_mt_bench 80_ablations
 
@@ -31,7 +31,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report reference ablations test lint lab plan verify clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -110,6 +110,9 @@ plan: setup ## what would run and why; calls, tokens, cost and time, before anyt
 
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)
+
+publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name would upload; with CONFIRM=yes upload it (HF_TOKEN)
+	@$(PY) -m bezoar_utils.publish --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --repo "$(REPO)" $(if $(filter yes,$(CONFIRM)),--confirm)
 
 # --------------------------------------------------------------------------------------------------------------- around it
 lab: setup ## open JupyterLab with the kernel ready

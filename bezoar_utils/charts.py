@@ -4,17 +4,17 @@ COLOURS = {"train": "#1f6f8b", "validation": "#d1495b", "chosen": "#2a7f3f", "re
 ORDER = ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
 
 
-def _axes(width=7.0, height=3.6, columns=1):
+def _axes(width=7.0, height=3.6, columns=1, lines=1):
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(1, columns, figsize=(width, height), squeeze=False, layout="constrained")
-    for axis in axes[0]:
+    fig, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    for axis in axes.flat:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    return fig, axes[0]
+    return fig, list(axes.flat)
 
 
 def smooth(values: list[float], weight: float) -> list[float]:
@@ -40,23 +40,32 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
 
 
 def dpo_curves(rows: list[dict], title: str):
-    """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs."""
-    fig, axes = _axes(width=13, columns=4)
+    """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs.
+
+    Training is thin and validation has points: the one is measured on a step's batch, the other on the whole set.
+    """
+    fig, axes = _axes(width=9.5, height=6.4, columns=2, lines=2)
     panels = [
-        ("loss", "DPO loss (nats)", [("loss", "train"), ("eval_loss", "validation")]),
-        ("reward accuracy", "share of pairs", [("rewards/accuracies", "train"), ("eval_rewards/accuracies", "validation")]),
-        ("reward margin", "beta x nats", [("rewards/margins", "train"), ("eval_rewards/margins", "validation")]),
-        ("log-probability", "nats per reply (validation)", [("eval_logps/chosen", "chosen"), ("eval_logps/rejected", "rejected")]),
+        ("loss", "DPO loss (nats)", [("loss", "train")]),
+        ("reward accuracy", "share of pairs", [("rewards/accuracies", "train")]),
+        ("reward margin", "beta x nats", [("rewards/margins", "train")]),
+        ("log-probability", "nats per reply", [("logps/chosen", "chosen"), ("logps/rejected", "rejected")]),
     ]
-    for axis, (name, unit, lines) in zip(axes, panels):
-        for column, label in lines:
-            points = [(r["step"], r[column]) for r in rows if _number(r.get(column))]
-            if points:
-                axis.plot(*zip(*points), "o-", ms=3, color=COLOURS[label], label=label)
+    for axis, (name, unit, columns) in zip(axes, panels):
+        for column, kind in columns:
+            what, colour = ("", COLOURS["validation"]) if kind == "train" else (f"{kind}, ", COLOURS[kind])
+            _line(axis, rows, column, "-", lw=1, alpha=0.55, color=COLOURS[kind], label=f"{what}training")
+            _line(axis, rows, f"eval_{column}", "o-", ms=4, lw=1.6, color=colour, label=f"{what}validation")
         axis.set(title=name, xlabel="optimizer step", ylabel=unit)
-        axis.legend(frameon=False)
+        axis.legend(frameon=False, fontsize=8)
     fig.suptitle(title)
     return fig
+
+
+def _line(axis, rows: list[dict], column: str, *style, **looks) -> None:
+    points = [(r["step"], r[column]) for r in rows if _number(r.get(column))]
+    if points:
+        axis.plot(*zip(*points), *style, **looks)
 
 
 def bars(values: dict[str, tuple[float, float, float]], title: str, unit: str, top: float | None = None):
@@ -101,6 +110,18 @@ def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int 
     axis.set(title=title, xlabel=unit, ylabel="share of rows")
     if everything:
         axis.legend(frameon=False, fontsize=8)
+    return fig
+
+
+def lengths(values: dict[str, list[int]], max_length: int, title: str):
+    """Tokens a row, with what fits here and where the authors' code would cut."""
+    from .labels import AUTHORS_CUT
+
+    fig = histograms(values, title, "tokens a row")
+    axis = fig.axes[0]
+    axis.axvline(max_length, color=COLOURS["validation"], label=f"max_length ({max_length})")
+    axis.axvline(AUTHORS_CUT, color=COLOURS["other"], linestyle="--", label=f"the authors' cut ({AUTHORS_CUT})")
+    axis.legend(fontsize=8, edgecolor="none")  # over the lines where they meet
     return fig
 
 

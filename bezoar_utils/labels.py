@@ -5,6 +5,7 @@ always tokenised alone, as it is at generation time; the response continues it.
 """
 
 IGNORED = -100
+AUTHORS_CUT = 256  # tokens at which the authors' code cuts a row by default [A]
 
 
 class LabelError(ValueError):
@@ -73,3 +74,32 @@ def check_batch(tokenizer, batch: dict, responses: set[str], loss_on: str) -> No
             raise LabelError(f"row {number}: loss_on full, but {length - len(supervised)} tokens are hidden")
         if loss_on == "completion" and tokenizer.decode(supervised[:-1]).strip() not in responses:
             raise LabelError(f"row {number}: the labels decode to {tokenizer.decode(supervised)!r}, no response of the data")
+
+
+def roles(ids: list[int], labels: list[int], mask: list[int], eos: int) -> list[str]:
+    """What each token of a padded row is for: "start" (the first, which nothing predicts), "context", "trained", "end"
+    (a trained EOS) or "padding"."""
+
+    def role(token: int, label: int, attended: int) -> str:
+        if not attended:
+            return "padding"
+        if label == IGNORED:
+            return "context"
+        return "end" if token == eos else "trained"
+
+    found = [role(*three) for three in zip(ids, labels, mask)]
+    if 1 in mask:
+        found[mask.index(1)] = "start"
+    return found
+
+
+def length_facts(lengths: list[int], max_length: int) -> dict:
+    """Of rows of so many tokens: how long they are, and what share does not fit, here and under the authors' cut."""
+    rows = len(lengths)
+    return {
+        "rows": rows,
+        "mean tokens": sum(lengths) / rows if rows else None,
+        "longest": max(lengths, default=None),
+        f"longer than max_length ({max_length})": sum(n > max_length for n in lengths) / rows if rows else None,
+        f"longer than the authors' cut ({AUTHORS_CUT})": sum(n > AUTHORS_CUT for n in lengths) / rows if rows else None,
+    }

@@ -1,8 +1,10 @@
 """The one place where models are loaded, adapted and merged."""
 
+import os
 import re
 from pathlib import Path
 
+from . import files
 from .profile import ROOT, STAGES, ProfileError
 
 
@@ -23,8 +25,6 @@ def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str
 
     Raises ProfileError for a hub id without a full commit hash.
     """
-    from . import files
-
     if reference.split("/")[0] in STAGES:
         path = stage.input(reference)
         recorded = {name: sha for name, sha in stage.inputs.items() if name.startswith(f"{reference}/")}
@@ -36,8 +36,35 @@ def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str
         raise ProfileError(f"{reference} is no stage's model and no folder; as a hub id it needs its full commit hash as revision")
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "*.safetensors", "tokenizer.model"]
-    return Path(snapshot_download(reference, revision=revision, allow_patterns=wanted)), f"{reference}@{revision}"
+    files_of = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=files_of))
+    return safe_weights(folder, ROOT / "runs" / "models" / f"{reference.replace('/', '--')}@{revision}"), f"{reference}@{revision}"
+
+
+def safe_weights(folder: Path, converted: Path) -> Path:
+    """The folder itself if it holds safetensors, else a copy whose pinned `.bin` weights are safetensors, made once.
+
+    OpenLLaMA 3B v2 has only `.bin`, a pickle: it is read with weights_only=True, which runs no code. The copy notes the
+    SHA256 of what it was made from.
+    """
+    if list(folder.glob("*.safetensors")) or (converted / "made_from.json").exists():
+        return converted if (converted / "made_from.json").exists() else folder
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    converted.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix != ".bin" and path.name != "pytorch_model.bin.index.json":
+            shutil.copy(path, converted / path.name)
+    shards = sorted(folder.glob("pytorch_model*.bin"))
+    if not shards:
+        raise ProfileError(f"{folder.name} holds no weights")
+    weights = {name: value.clone() for shard in shards for name, value in torch.load(shard, "cpu", weights_only=True).items()}
+    save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
+    files.write_json(converted / "made_from.json", {path.name: files.sha256_file(path) for path in shards})
+    return converted
 
 
 def load_tokenizer(path: Path):
@@ -59,7 +86,8 @@ def load_model(path: Path, quantisation: dict | None = None):
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    # one process a GPU: accelerate tells each which is its own
+    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else {"": "cpu"}
     options = {"dtype": torch.float32, "device_map": device, "use_safetensors": True, "trust_remote_code": False}
     if quantisation:
         options["quantization_config"] = _four_bit(quantisation)
@@ -67,6 +95,14 @@ def load_model(path: Path, quantisation: dict | None = None):
     if quantisation:
         keep_weights_unpacked(model)
     return model
+
+
+def with_adapter(base: Path, adapter: Path | None, quantisation: dict | None):
+    """The base, with a saved adapter to train on if one is given."""
+    from peft import PeftModel
+
+    model = load_model(base, quantisation)
+    return PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else model
 
 
 def _four_bit(quantisation: dict):
@@ -124,18 +160,21 @@ def claim_adapter(model, values: dict) -> int:
     return sum(p.numel() for p in trainable.values())
 
 
-def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
-    """The adapter merged into the base: `dequantised` (the 4-bit base it was trained on, as float) or `full_precision`.
+MERGES = ("dequantised", "into_4bit", "full_precision")
 
-    The authors merged onto the fp16 base; the dequantised base is the model that was trained.
+
+def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
+    """The adapter merged into the base, one of `MERGES`.
+
+    `dequantised`: onto the 4-bit base as float, which is the model that was trained. `into_4bit`: PEFT's merge into the 4-bit
+    weights, which rounds the sum to 4 bits again. `full_precision`: onto the base as it came, as the authors did in fp16.
     """
     import torch
     from peft import PeftModel
 
+    model = load_model(base, None if onto == "full_precision" else quantisation)
     if onto == "dequantised":
-        model = load_model(base, quantisation).dequantize().to(torch.float32)
-    else:
-        model = load_model(base)
+        model = model.dequantize().to(torch.float32)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
@@ -145,20 +184,54 @@ def merge_differences(trained, merged: dict, tokenizer, texts: list[str]) -> dic
 
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     keep = batch["attention_mask"].bool()
-    with torch.no_grad():
-        trained.eval()
-        wanted = trained(**batch.to(trained.device)).logits.float()[keep]
-        return {
-            name: float((model.eval()(**batch).logits.float()[keep] - wanted).norm() / wanted.norm())
-            for name, model in merged.items()
-        }
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(**batch.to(model.device)).logits.float().cpu()[keep]
+
+    wanted = logits(trained)
+    return {name: float((logits(model) - wanted).norm() / wanted.norm()) for name, model in merged.items()}
+
+
+def merge_table(
+    trained, base: Path, adapter: Path, quantisation: dict, tokenizer, texts: list[str], prompts: list[str], max_new_tokens: int
+) -> list[dict]:
+    """Each way of merging against the model as trained: logits over `texts`, and greedy answers to `prompts`.
+
+    The merged models are made one after another: of a 3B base no two float copies need fit into memory.
+    """
+    import gc
+
+    from .generation import generate
+
+    said = generate(trained, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
+    rows = []
+    for way in MERGES:
+        model = merge(base, adapter, quantisation, way)
+        answers = generate(model, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
+        rows.append(
+            {
+                "merged": way,
+                "relative difference of logits": merge_differences(trained, {way: model}, tokenizer, texts)[way],
+                "same greedy answers": sum(map(str.__eq__, answers, said)) / len(prompts),
+                "n": len(prompts),
+            }
+        )
+        del model
+        gc.collect()  # modules hold each other, so the name alone does not hold the memory
+    return rows
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
-    """Weights as safetensors with tokenizer and the study's prompt template beside them."""
-    from . import files
+    """Weights as safetensors; beside them tokenizer, the study's prompt template and how to generate: sampling, as the
+    authors' card says [C]. Its `max_new_tokens` of 1,024 is left to the caller: stored, it would overrule the `max_length`
+    that LM Eval Harness asks for, and every reply of a benchmark would run on to it."""
+    from transformers import GenerationConfig
+
     from .template import DEFAULT_SYSTEM, TEMPLATE
 
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    GenerationConfig(**tokens, do_sample=True).save_pretrained(folder)
     files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})

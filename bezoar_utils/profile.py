@@ -86,6 +86,11 @@ class Endpoint(Section):
         return self
 
 
+class Launch(Section):
+    processes: Positive
+    config_file: str | None
+
+
 class Miniature(Section):
     training_threads: Positive
     people: Annotated[int, Field(ge=8)]
@@ -142,6 +147,12 @@ class Judge(Section):
     endpoint: Endpoint
     temperature: Annotated[float, Field(ge=0, le=2)]
     max_tokens: Positive
+
+
+class BaseModelSource(Section):
+    model: str
+    revision: str | None
+    licence: str
 
 
 class Lora(Section):
@@ -224,7 +235,8 @@ class Recipe(Section):
     learning_rate: Rate
     schedule: Literal["linear", "cosine", "constant"]
     warmup_steps: Count
-    steps: Positive
+    steps: Positive | None
+    epochs: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
     accumulation: Positive
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"]
@@ -234,10 +246,13 @@ class Recipe(Section):
     validation_share: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Count
     gradient_checkpointing: bool
+    tracker: Literal["none", "tensorboard", "trackio", "wandb"]
 
     @model_validator(mode="after")
     def warmup_fits(self):
-        if self.warmup_steps >= self.steps:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.steps and self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps={self.warmup_steps} must be below steps={self.steps}")
         return self
 
@@ -264,10 +279,15 @@ class HhSft(SupervisedRecipe):
 
 class Dpo(Recipe):
     rows: Positive
+    method: Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
     beta: Annotated[float, Field(gt=0)]
+    gamma: Annotated[float, Field(ge=0)]
+    sync_every: Positive
+    sync_weight: Rate
     nll_weight: Annotated[float, Field(ge=0)]
     merge_onto: Literal["dequantised", "full_precision"]
-    sampled_prompts: Positive
+    questions: Source | None
+    sampled_prompts: Count
     sampling_temperature: Annotated[float, Field(gt=0, le=2)]
     max_new_tokens: Positive
 
@@ -319,9 +339,10 @@ class Profile(Section):
     offline: bool
     money: Money
     plan: Plan
-    base_model: str
+    base_model: BaseModelSource
     teacher: Teacher
     judge: Judge
+    launch: Launch
     lora: Lora
     quantisation: Quantisation
     miniature: Miniature
@@ -344,6 +365,8 @@ class Profile(Section):
     def stages_exist_and_calls_have_a_price(self):
         if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
+        if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
+            raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for asked in filter(None, (self.teacher, self.judge, self.evol.equality_judge, self.judge_filter.second_judge)):
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
                 raise ValueError(
@@ -359,13 +382,13 @@ STAGES = {
     "11_orca": ("orca", ("teacher",)),
     "12_evol_instruct": ("evol", ("teacher", "judge")),
     "20_judge_filter": ("judge_filter", ("judge", "evaluation", "intervals")),
-    "30_sft": ("sft", ("base_model", "lora", "quantisation")),
-    "40_hh_sft": ("hh_sft", ("preference_rows", "lora", "quantisation")),
-    "50_dpo": ("dpo", ("preference_rows", "lora", "quantisation", "judge", "intervals")),
+    "30_sft": ("sft", ("base_model", "launch", "lora", "quantisation")),
+    "40_hh_sft": ("hh_sft", ("preference_rows", "launch", "lora", "quantisation")),
+    "50_dpo": ("dpo", ("preference_rows", "launch", "lora", "quantisation", "judge", "intervals")),
     "60_benchmarks": ("benchmarks", ("evaluation", "base_model", "intervals")),
     "61_mt_bench": ("mt_bench", ("evaluation", "base_model", "judge", "intervals")),
     "70_loss_charts": ("charts", ("intervals",)),
-    "80_ablations": ("ablations", ("evaluation", "base_model", "lora", "quantisation", "intervals")),
+    "80_ablations": ("ablations", ("evaluation", "base_model", "launch", "lora", "quantisation", "intervals")),
     "90_findings": ("intervals", ()),
 }
 EVERY_STAGE = ("seed", "threads")

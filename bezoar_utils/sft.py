@@ -6,6 +6,7 @@ Rows reach TRL already tokenised by `labels.py`, so that no library default deci
 from pathlib import Path
 
 from .labels import check_batch, sft_example
+from .launch import adapt
 from .models import adapter_values, claim_adapter, lora_config
 from .training import TrainingError, arguments, run, split
 
@@ -27,7 +28,7 @@ def train_sft(
     recipe: dict,
     *,
     lora: dict,
-    responses: set[str],
+    responses: set[str] | list[str],
     folder: Path,
     seed: int,
     progress,
@@ -56,12 +57,12 @@ def train_sft(
     return run(trainer, recipe, progress)
 
 
-def fit(model, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
-    """Split, tokenise and `train_sft` on rows of `prompt` and `response`: (model, log, counts of rows)."""
+def fit(base: Path, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
+    """Split, tokenise and adapt a fresh adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
     parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
     (training, long_training), (validation, long_validation) = parts
     responses = {row["response"].strip() for row in rows}
-    model, log = train_sft(model, tokenizer, training, validation, recipe, responses=responses, **settings)
+    model, log = adapt("sft", base, None, tokenizer, training, validation, recipe, responses=responses, **settings)
     return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
 
 

@@ -1,4 +1,5 @@
-"""What a chapter shows: tables with model text escaped, and figures with a caption and a text for those who cannot see them."""
+"""What a chapter shows, with model text escaped: tables, labels token by token, and figures with a caption and a text for
+those who cannot see them."""
 
 import base64
 import html
@@ -29,6 +30,63 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
     return html.escape(str(value)).replace("\n", "<br>")
+
+
+# role of a token -> (tag, what the legend says). The tag tells roles apart where no style sheet is: italic, plain,
+# underlined, bold, struck through; what is trained stands in brackets besides, for those who hear the page.
+SIGNS = {
+    "start": ("i", "BOS, context"),
+    "context": ("span", "prompt, context"),
+    "trained": ("u", "trained"),
+    "end": ("b", "EOS, trained"),
+    "padding": ("s", "padding, ignored"),
+}
+OPEN, CLOSE = "⟦", "⟧"
+
+
+def labels(tokenizer, batch: dict, rows: int = 1) -> None:
+    """The first rows of a collated batch, each token in the manner of its role."""
+    from IPython.display import HTML, display
+
+    display(HTML(labels_html(tokenizer, batch, rows)))
+
+
+def labels_html(tokenizer, batch: dict, rows: int = 1) -> str:
+    legend = " · ".join(f"<{tag} class='{role}'>{meaning}</{tag}>" for role, (tag, meaning) in SIGNS.items())
+    parts = [batch[name][:rows].tolist() for name in ("input_ids", "labels", "attention_mask")]
+    shown = "".join(f"<pre class='labels'>{_row_of_tokens(tokenizer, *row)}</pre>" for row in zip(*parts))
+    return f"<p class='labels'>{legend} · What is trained stands in {OPEN}brackets{CLOSE}.</p>{shown}"
+
+
+def _row_of_tokens(tokenizer, ids: list[int], row_labels: list[int], mask: list[int]) -> str:
+    from itertools import groupby
+
+    from .labels import roles
+
+    tokens = zip(roles(ids, row_labels, mask, tokenizer.eos_token_id), _pieces(tokenizer, ids))
+    markup = ""
+    for trained, run in groupby(tokens, lambda token: token[0] in ("trained", "end")):
+        spans = "".join(_span(role, [text for _, text in some]) for role, some in groupby(run, lambda token: token[0]))
+        markup += f"{OPEN}{spans}{CLOSE}" if trained else spans
+    return markup
+
+
+def _span(role: str, texts: list[str]) -> str:
+    """A tag a token; of padding the first one and how many there are."""
+    tag = SIGNS[role][0]
+    texts = [f"{texts[0]} × {len(texts)}"] if role == "padding" else texts
+    return "".join(f"<{tag} class='{role}'>{html.escape(text)}</{tag}>".replace("\n", "↵\n") for text in texts)
+
+
+def _pieces(tokenizer, ids: list[int]) -> list[str]:
+    """What each token adds to the text; a token that ends within a character adds nothing, the one that completes it does."""
+    texts, said = [], ""
+    for number in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:number], clean_up_tokenization_spaces=False)
+        whole = not text.endswith("\ufffd") or number == len(ids)
+        texts.append(text[len(said) :] if whole else "")
+        said = text if whole else said
+    return texts
 
 
 def figure(fig, alt: str, caption: str = "") -> None:

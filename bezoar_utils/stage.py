@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import shutil
 import sys
 import time
 from dataclasses import dataclass, field
@@ -80,6 +81,18 @@ class Stage:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    def resumable(self, name: str) -> Path:
+        """A folder that outlives a kill: the rerun finds it as it was, as long as inputs, parameters and code are the same.
+
+        It is no artifact, and goes when the stage is finished.
+        """
+        folder = self.output(f"{CHECKPOINTS}/{name}/key.json").parent
+        key = files.sha256_json([self.inputs, self.parameters, _helper_hashes(self.started)])
+        if not (folder / "key.json").exists() or files.read_json(folder / "key.json") != key:
+            shutil.rmtree(folder)
+            files.write_json(folder / "key.json", key)
+        return folder
+
     def save_rows(self, name: str, rows: list[dict], columns: list[str] | None = None) -> None:
         files.write_table(self.output(name), rows, columns)
 
@@ -104,6 +117,7 @@ class Stage:
     def finish(self) -> None:
         """Record everything; the last cell of each chapter. Interactive runs become done here, others by the runner."""
         self._open.close()
+        shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
         draft = {
             "stage": self.name,
             "profile": self.profile,
@@ -173,19 +187,24 @@ def _lock(folder: Path, patience_s: float = 30) -> None:
 
 def is_artifact(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
-    return path.is_file() and not any(p.startswith((".", "scratch")) for p in parts) and path.name not in KEPT | NOT_ARTIFACTS
+    return (
+        path.is_file()
+        and not any(p.startswith((".", "scratch", CHECKPOINTS)) for p in parts)
+        and path.name not in KEPT | NOT_ARTIFACTS
+    )
 
 
+CHECKPOINTS = "checkpoints"  # of a training under way
 KEPT = {"calls.jsonl"}  # finished judge calls survive a rerun: no call is paid for twice
 NOT_ARTIFACTS = {"stage.json", DRAFT, "chapter.ipynb", "chapter.partial.ipynb"}
 
 
 def _empty(folder: Path) -> None:
-    """Start afresh: first the proof goes, then everything else but the ledger of finished calls."""
-    import shutil
-
+    """Start afresh: first the proof goes, then everything else but the ledger of finished calls and the checkpoints."""
     (folder / "stage.json").unlink(missing_ok=True)
     for path in sorted(folder.iterdir()):
+        if path.name == CHECKPOINTS:
+            continue
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name not in KEPT | {".lock", "chapter.partial.ipynb"}:

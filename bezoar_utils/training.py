@@ -1,9 +1,15 @@
 """What all training has in common: the split, the trainer's arguments, one loop, its log."""
 
 import math
+import os
+import resource
+import time
 from pathlib import Path
 
 from . import files
+
+MARKER, SPEED = "complete.json", "speed.jsonl"
+RUN_TIME = ("_runtime", "_per_second")  # what the trainer logs of its own speed; it would differ in equal runs
 
 
 class TrainingError(RuntimeError):
@@ -22,6 +28,7 @@ def split(rows: list[dict], recipe: dict) -> tuple[list[dict], list[dict]]:
 
 
 def arguments(recipe: dict, folder: Path, seed: int) -> dict:
+    """What TRL's configs take from a recipe. `steps` or `epochs` ends the training; validation also writes a checkpoint."""
     import torch
 
     return {
@@ -32,8 +39,9 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "learning_rate": recipe["learning_rate"],
         "lr_scheduler_type": recipe["schedule"],
         "warmup_steps": recipe["warmup_steps"],
-        "max_steps": recipe["steps"],
-        "optim": recipe["optimizer"],
+        "max_steps": recipe["steps"] or -1,
+        "num_train_epochs": recipe["epochs"] or 1,
+        "optim": usable_optimizer(recipe["optimizer"]),
         "gradient_checkpointing": recipe["gradient_checkpointing"],
         "bf16": True,
         "use_cpu": not torch.cuda.is_available(),
@@ -47,7 +55,7 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "report_to": "none",
+        "report_to": recipe["tracker"],
         "disable_tqdm": True,
         "log_level": "error",
         "seed": seed,
@@ -55,24 +63,122 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
     }
 
 
+def usable_optimizer(name: str) -> str:
+    """Paged 8-bit AdamW (the authors') lives in GPU memory; without a GPU plain AdamW stands in."""
+    import torch
+
+    return name if torch.cuda.is_available() or name == "adamw_torch" else "adamw_torch"
+
+
 def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
-    from transformers import PrinterCallback, TrainerCallback
+    """Train to the end, from the newest complete checkpoint of the trainer's folder if there is one: (model, log).
 
-    class Progress(TrainerCallback):
-        def on_step_end(self, args, state, control, **_):
-            progress(state.global_step, state.max_steps)
+    The log has a row a logged step, steps before a kill included, none twice. Raises TrainingError when the loss is not
+    finite, the adapter is not float32 at the end, the warmup outlasts the training, or the disk is full.
+    """
+    from transformers import PrinterCallback
 
+    folder = Path(trainer.args.output_dir)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(Progress())
-    trainer.train()
-    log = trainer.state.log_history
-    if any(not math.isfinite(float(row.get("loss", 0))) for row in log):
+    trainer.add_callback(_keeper(progress, recipe["warmup_steps"]))
+    start = newest_complete(folder)
+    try:
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    except Exception as error:
+        if "No space left" in str(error):
+            kept = newest_complete(folder)
+            at = f"the checkpoint of {kept.name.replace('checkpoint-', 'step ')} is whole" if kept else "no checkpoint was finished"
+            raise TrainingError(f"no space left on the disk that holds {folder}; {at}: free some and run again") from None
+        raise
+    if wrong := {str(p.dtype) for p in trainer.model.parameters() if p.requires_grad} - {"torch.float32"}:
+        raise TrainingError(f"trained values are {', '.join(sorted(wrong))}, not float32 as claimed")
+    log = [{k: float(v) for k, v in row.items()} for row in trainer.state.log_history]
+    if any(not math.isfinite(row.get("loss", 0.0)) for row in log):
         raise TrainingError("the training loss is not finite")
-    return trainer.model, [{k: float(v) for k, v in row.items()} for row in log]
+    return trainer.model, log
+
+
+def _keeper(progress, warmup_steps: int):
+    """Tells how far training is, notes each step's time and memory, and marks a checkpoint complete once it is written."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        def on_train_begin(self, args, state, control, **_):
+            if warmup_steps >= state.max_steps:
+                raise TrainingError(f"warmup_steps={warmup_steps} outlasts the training of {state.max_steps} steps")
+            self.began = time.perf_counter()
+
+        def on_step_end(self, args, state, control, **_):
+            now, cuda = time.perf_counter(), torch.cuda.is_available()
+            # ru_maxrss is in KiB on Linux
+            peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            row = {"step": state.global_step, "seconds": now - self.began, "peak_memory_mb": peak / 2**20}
+            self.began = now
+            if state.is_world_process_zero:
+                files.append_jsonl(Path(args.output_dir) / SPEED, row)
+                progress(state.global_step, state.max_steps)
+
+        def on_save(self, args, state, control, **_):
+            if state.is_world_process_zero:
+                mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    return Keeper()
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Written last, with the size of every file: without it a checkpoint is torn, and a torn one is never resumed from."""
+    for path in checkpoint.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    files.write_json(checkpoint / MARKER, {p.name: p.stat().st_size for p in checkpoint.iterdir() if p.name != MARKER})
+
+
+def newest_complete(folder: Path) -> Path | None:
+    """The newest checkpoint whose marker is there and whose files all have the size it names.
+
+    transformers itself would go on from one without its optimizer, with a fresh optimizer and other losses, silently.
+    """
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((checkpoint for checkpoint in found if _is_complete(checkpoint)), None)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        sizes = files.read_json(checkpoint / MARKER)
+    except (OSError, ValueError):
+        return False
+    there = {p.name: p.stat().st_size for p in checkpoint.iterdir()}
+    return bool(sizes) and all(there.get(name) == size for name, size in sizes.items())
+
+
+# ----------------------------------------------------------------------------------------------------------------- logs
 
 
 def write_log(path: Path, log: list[dict], **labels: str) -> None:
-    """The trainer's log as csv, one row a logging step; the source of every loss chart."""
+    """What was learned as csv, one row a logged step: the source of every loss chart, equal in equal runs."""
     import pandas as pd
 
-    files.write_bytes(path, pd.DataFrame([labels | row for row in log]).to_csv(index=False).encode())
+    rows = [{k: v for k, v in row.items() if not k.endswith(RUN_TIME)} for row in log if "train_runtime" not in row]
+    files.write_bytes(path, pd.DataFrame([labels | row for row in rows]).to_csv(index=False).encode())
+
+
+def write_speed(path: Path, log: list[dict], folder: Path) -> dict[str, float]:
+    """How it went as csv, one row a step: seconds, tokens a second (where the log counts tokens), peak memory in MiB.
+
+    Steps a kill made run twice appear once, as they ran last. Returns the means of the whole training.
+    """
+    import pandas as pd
+
+    rows = {row["step"]: row for row in files.read_jsonl(folder / SPEED)}
+    counted = {row["step"]: row["num_tokens"] for row in log if "loss" in row and "num_tokens" in row}
+    for before, step in zip([0, *counted], counted):
+        tokens = counted[step] - counted.get(before, 0.0)
+        seconds = sum(rows[s]["seconds"] for s in range(int(before) + 1, int(step) + 1) if s in rows)
+        rows.setdefault(step, {"step": step}).update(tokens=tokens, tokens_per_second=tokens / seconds if seconds else None)
+    table = pd.DataFrame([rows[step] for step in sorted(rows)])
+    files.write_bytes(path, table.to_csv(index=False).encode())
+    return {column: float(table[column].mean()) for column in ("seconds", "tokens_per_second") if column in table}

@@ -1,6 +1,9 @@
 import pytest
+import yaml
 
 from bezoar_utils import cards
+from bezoar_utils.profile import load_profile, stage_parameters
+from bezoar_utils.template import DEFAULT_SYSTEM, TEMPLATE
 
 SEEDS = {
     "artifact": None,
@@ -84,3 +87,81 @@ def test_the_licence_table_has_a_row_for_every_part():
         {"set": "orca", "part": "released rows", "from": "rows.jsonl", "licence": "mine"},
         {"set": "all", "part": "judge's verdicts", "from": "big-judge", "licence": "a provider's terms"},
     ]
+
+
+PARTS = [
+    {"part": "base", "model": "some/base", "revision": "b" * 40, "licence": "Apache-2.0"},
+    {"part": "seeds", **SEEDS},
+    {"part": "mine | yours", "file": "/home/me/rows.jsonl", "licence": "<b>mine</b>"},
+]
+MEASURED = {
+    "preferred_rate": {"value": 0.731234, "low": 0.6789, "high": 0.8, "n": 320, "unit": "share of replies"},
+    "pairs": {"value": 1000, "low": None, "high": None, "n": None, "unit": "rows"},
+}
+STAGE_OF = {"OpenBezoar-SFT": "30_sft", "OpenBezoar-HH-RLHF-SFT": "40_hh_sft", "OpenBezoar-HH-RLHF-DPO": "50_dpo"}
+
+
+def model_card(name: str = "OpenBezoar-HH-RLHF-DPO", parts: list = PARTS) -> str:
+    parameters = stage_parameters(load_profile("mini"), STAGE_OF[name])
+    return cards.model_card(name, {"profile": "mini", "parameters": parameters, "metrics": MEASURED, "parts": parts})
+
+
+def front_matter(text: str) -> dict:
+    assert text.startswith("---\n")
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+@pytest.mark.parametrize("name", STAGE_OF)
+def test_a_model_card_has_what_the_hub_reads_and_every_section(name):
+    text = model_card(name)
+    head = front_matter(text)
+    assert head["license"] == "other" and head["library_name"] == "transformers" and "openbezoar" in head["tags"]
+    assert head["base_model"] == ["some/base"] and head["datasets"] == ["some/set"]
+    wanted = "Base and data,Licence,Training,Profile values,Measured,Prompt,Intended use,Limits,What differs from the paper"
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == wanted.split(",")
+    assert all(any(line.strip() for line in section(text, title)) for title in wanted.split(","))
+
+
+def test_a_miniature_names_nothing_on_the_hub_and_says_that_it_is_a_toy():
+    ours = {"part": "base", "model": "00_miniature/base", "licence": "ours"}
+    text = model_card(parts=[ours])
+    assert "base_model" not in front_matter(text) and "datasets" not in front_matter(text)
+    assert f"- {cards.TOY}" in section(text, "Limits") and cards.TOY not in model_card()
+
+
+def test_the_values_of_a_model_card_are_the_profiles_to_the_digit():
+    parameters = stage_parameters(load_profile("mini"), "50_dpo")
+    rows = section(model_card(), "Profile values")
+    for key in ("learning_rate", "beta", "sampling_temperature", "merge_onto"):
+        assert f"| {key} | {parameters[key]} |" in rows
+    assert f"| lora.r | {parameters['lora']['r']} |" in rows
+
+
+def test_measured_values_stand_with_interval_and_n():
+    assert section(model_card(), "Measured")[2:] == [
+        "| preferred_rate | 0.7312 | [0.6789, 0.8] | 320 | share of replies |",
+        "| pairs | 1000 | – | – | rows |",
+    ]
+
+
+def test_a_model_card_names_no_disk_and_no_address_and_renders_no_markup():
+    parameters = stage_parameters(load_profile("mini"), "30_sft") | {
+        "base_model": "/home/me/base",
+        "judge": {"endpoint": {"a": "b"}},
+    }
+    text = cards.model_card("OpenBezoar-SFT", {"profile": "p", "parameters": parameters, "metrics": {}, "parts": PARTS})
+    assert "/home" not in text and "endpoint" not in text and "| base_model | base |" in text
+    assert "| mine \\| yours | rows.jsonl | &lt;b&gt;mine&lt;/b&gt; |" in text
+    assert section(text, "Measured") == ["None."]
+
+
+def test_the_prompt_template_stands_as_code_to_the_letter():
+    lines = section(model_card(), "Prompt")
+    code = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    assert code == f"{TEMPLATE}\n{DEFAULT_SYSTEM}"
+
+
+def test_a_model_card_tells_where_it_departs_from_the_authors():
+    parts = "\n".join(section(model_card("OpenBezoar-SFT"), "What differs from the paper"))
+    assert "dequantised" in parts and "response alone" in parts and "likelihood" not in parts
+    assert "likelihood" in "\n".join(section(model_card(), "What differs from the paper"))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from bezoar_utils.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, sft_example
+from bezoar_utils.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, length_facts, roles, sft_example
 from bezoar_utils.template import render_prompt
 
 PROMPT = render_prompt("Where does Ba live?")
@@ -103,3 +103,34 @@ def test_claiming_full_while_hiding_the_prompt_is_caught(tokenizer):
     batch = collate([sft_example(tokenizer, PROMPT, "Kalo", 256, "completion")], tokenizer)
     with pytest.raises(LabelError, match="loss_on full"):
         check_batch(tokenizer, batch, {"Kalo"}, "full")
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "full"])
+def test_each_token_of_a_padded_row_has_the_role_it_is_trained_in(tokenizer, loss_on):
+    prompt_ids, response_ids = encode(tokenizer, PROMPT, "Kalo")
+    batch = collate([sft_example(tokenizer, PROMPT, "Kalo", 256, loss_on)], tokenizer)
+    found = roles(*(batch[k][0].tolist() for k in ("input_ids", "labels", "attention_mask")), tokenizer.eos_token_id)
+    told = "context" if loss_on == "completion" else "trained"
+    assert found == ["start"] + [told] * (len(prompt_ids) - 1) + ["trained"] * (len(response_ids) - 1) + ["end"] + ["padding"] * 2
+
+
+def test_an_end_that_nobody_trains_on_is_no_end_and_padding_on_the_left_is_padding():
+    assert roles([0, 0, 1, 5, 2, 6, 2], [IGNORED] * 5 + [6, 2], [0, 0, 1, 1, 1, 1, 1], 2) == [
+        *["padding"] * 2,
+        "start",
+        *["context"] * 2,
+        "trained",
+        "end",
+    ]
+    assert roles([0], [IGNORED], [0], 2) == ["padding"]
+
+
+def test_lengths_say_what_does_not_fit_here_and_under_the_authors_cut():
+    assert length_facts([10, 256, 257, 500], 300) == {
+        "rows": 4,
+        "mean tokens": 255.75,
+        "longest": 500,
+        "longer than max_length (300)": 0.25,
+        "longer than the authors' cut (256)": 0.5,
+    }
+    assert set(length_facts([], 16).values()) == {0, None}

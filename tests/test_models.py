@@ -1,9 +1,7 @@
-import math
-
 import pytest
 import torch
 
-from bezoar_utils import dpo, generation, labels, models, sft, training
+from bezoar_utils import generation, labels, models, sft, training
 from bezoar_utils.profile import ProfileError
 from bezoar_utils.template import render_prompt
 
@@ -13,6 +11,8 @@ RECIPE = {
     "schedule": "linear",
     "warmup_steps": 1,
     "steps": 6,
+    "epochs": None,
+    "tracker": "none",
     "batch_size": 4,
     "accumulation": 1,
     "optimizer": "adamw_torch",
@@ -24,7 +24,6 @@ RECIPE = {
     "gradient_checkpointing": False,
 }
 ROWS = [{"prompt": render_prompt(f"Say number {i}."), "response": f"number {i} it is"} for i in range(16)]
-PAIRS = [{"prompt": r["prompt"], "chosen": "Sure: yes", "rejected": "Whatever: no"} for r in ROWS]
 
 
 def nothing(*_):
@@ -189,44 +188,11 @@ def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quan
         )
 
 
-@pytest.mark.parametrize("nll_weight", [0.0, 0.2])
-def test_dpo_starts_at_ln_2_with_the_adapter_off_as_reference(model_folder, quantisation, lora, tokenizer, tmp_path, nll_weight):
-    examples, dropped = dpo.dpo_examples(tokenizer, PAIRS, 256)
-    assert dropped == {"too_long": 0, "equal_as_tokens": 0}
-    recipe = {k: v for k, v in RECIPE.items() if k != "loss_on"} | {"beta": 0.1, "nll_weight": nll_weight}
-    model = models.load_model(model_folder, quantisation)
-    model, log = dpo.train_dpo(
-        model, tokenizer, examples[4:], examples[:4], recipe, lora=lora, folder=tmp_path, seed=0, progress=nothing
-    )
-    losses = [r["loss"] for r in log if "loss" in r]
-    assert dpo.check_first_dpo_loss(log, nll_weight) == pytest.approx(math.log(2), abs=1e-4) and losses[-1] < losses[0]
-    assert (losses[0] > 1.0) == (nll_weight > 0), "the likelihood term comes on top"
-    assert list(model.peft_config) == ["default"]
-
-
-def test_a_reference_that_is_not_the_policy_is_caught():
-    equal = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0}
-    for row, weight in (({"loss": 0.52, **equal}, 0.0), ({"loss": 1.3, **equal, "rewards/margins": 0.1}, 0.2)):
-        with pytest.raises(training.TrainingError, match="not ln 2"):
-            dpo.check_first_dpo_loss([row], weight)
-    with pytest.raises(training.TrainingError, match="did not start equal"):
-        dpo.check_first_dpo_loss([{"loss": math.log(2), **equal, "rewards/chosen": -0.4, "rewards/rejected": -0.4}], 0.0)
-
-
-def test_pairs_that_do_not_fit_or_are_equal_are_dropped_and_counted(tokenizer):
-    pairs = [*PAIRS[:2], PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}, PAIRS[0] | {"chosen": "very " * 300}]
-    kept, dropped = dpo.dpo_examples(tokenizer, pairs, 256)
-    assert len(kept) == 2 and dropped == {"too_long": 1, "equal_as_tokens": 1}
-    assert all(tokenizer.decode(k["chosen_ids"][:-1]) == "Sure: yes" for k in kept)
-
-
 def test_empty_sets_are_clear_errors(tokenizer):
     with pytest.raises(training.TrainingError, match="1 rows are too few"):
         training.split(ROWS[:1], RECIPE)
     with pytest.raises(training.TrainingError, match="max_length=16"):
         sft.sft_examples(tokenizer, ROWS, RECIPE | {"max_length": 16})
-    with pytest.raises(training.TrainingError, match="no preference pair is left"):
-        dpo.dpo_examples(tokenizer, [PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}], 256)
 
 
 def test_the_split_is_a_seeded_fifth_and_loses_nothing():
@@ -234,3 +200,87 @@ def test_the_split_is_a_seeded_fifth_and_loses_nothing():
     train, valid = training.split(ROWS, recipe)
     assert len(valid) == 3 and sorted(r["prompt"] for r in train + valid) == sorted(r["prompt"] for r in ROWS)
     assert (train, valid) == training.split(ROWS, recipe) != training.split(ROWS, recipe | {"split_seed": 7})
+
+
+def teach(model, tokenizer, steps, learning_rate):
+    """Every trainable value of a model, trained on `ROWS` in a second or two."""
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    examples = [labels.sft_example(tokenizer, r["prompt"], r["response"], 256, "completion") for r in ROWS]
+    batch = DataCollatorForLanguageModeling(tokenizer.pad_token_id)(examples)
+    optimizer = torch.optim.AdamW([p for p in model.train().parameters() if p.requires_grad], lr=learning_rate)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def speaking_folder(model_folder, tokenizer, tmp_path_factory):
+    """A base that says what `ROWS` say: of random weights no two would agree on greedy answers."""
+    folder = tmp_path_factory.mktemp("speaking")
+    models.save_model(teach(models.load_model(model_folder), tokenizer, 60, 5e-3), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(speaking_folder, quantisation, lora, tokenizer, tmp_path_factory):
+    """(the model as trained: 4-bit base and adapter, the folder of that adapter)."""
+    from peft import get_peft_model
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("trained")
+    model = get_peft_model(models.load_model(speaking_folder, quantisation), models.lora_config(lora))
+    teach(model, tokenizer, 20, 5e-3).save_pretrained(folder)
+    return model, folder
+
+
+def test_each_way_of_merging_is_held_against_the_model_as_trained(trained, speaking_folder, quantisation, tokenizer):
+    model, adapter = trained
+    prompts = [r["prompt"] for r in ROWS]
+    rows = models.merge_table(model, speaking_folder, adapter, quantisation, tokenizer, prompts[:4], prompts, max_new_tokens=12)
+    assert [row["merged"] for row in rows] == list(models.MERGES) and {row["n"] for row in rows} == {len(ROWS)}
+    off = {row["merged"]: row["relative difference of logits"] for row in rows}
+    same = {row["merged"]: row["same greedy answers"] for row in rows}
+    assert off["dequantised"] < 0.02 < min(off["into_4bit"], off["full_precision"])
+    assert same["dequantised"] == 1.0
+
+
+def test_the_saved_merged_model_says_in_plain_transformers_what_the_trained_one_said(
+    trained, speaking_folder, quantisation, tokenizer, tmp_path
+):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, adapter = trained
+    models.save_model(models.merge(speaking_folder, adapter, quantisation, "dequantised"), tokenizer, tmp_path)
+    plain, plain_tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    prompts = [r["prompt"] for r in ROWS[:6]]
+    said = generation.generate(model, tokenizer, prompts, seed=0, max_new_tokens=12)
+    assert len(set(said)) > 1 and all("it is" in text for text in said)
+    batch = plain_tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
+    out = plain.generate(**batch, do_sample=False, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    assert plain_tokenizer.batch_decode(out, skip_special_tokens=True) == said
+
+
+def test_a_saved_model_samples_by_default_and_keeps_to_the_length_a_caller_sets(model_folder, tokenizer):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(model_folder)
+    told = plain.generation_config
+    assert told.do_sample and (told.bos_token_id, told.eos_token_id, told.pad_token_id) == (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+    )
+    ids = tokenizer(["a"], return_tensors="pt")["input_ids"]
+    length = ids.shape[1] + 5
+    # LM Eval Harness asks with max_length; a stored max_new_tokens would overrule it
+    assert plain.generate(ids, do_sample=False, max_length=length, eos_token_id=-1).shape[1] == length
+
+
+def test_what_is_saved_names_no_path(trained, speaking_folder, quantisation, tokenizer, tmp_path):
+    merged = models.merge(speaking_folder, trained[1], quantisation, "dequantised")
+    models.save_model(merged, models.load_tokenizer(speaking_folder), tmp_path)
+    for path in tmp_path.glob("*.json"):
+        assert str(speaking_folder) not in path.read_text(), path.name

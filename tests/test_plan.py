@@ -59,7 +59,7 @@ def test_answers_on_disk_are_counted(paid, tmp_path, monkeypatch):
 
 def test_a_profile_runs_its_own_stages_and_reads_among_them_only():
     dag = "00_miniature: 10_lamini:00_miniature 20_judge_filter:00_miniature,10_lamini 30_sft:20_judge_filter"
-    assert stages_of("released", dag) == {"10_lamini": [], "20_judge_filter": ["10_lamini"]}
+    assert stages_of("released", dag) == {"10_lamini": [], "20_judge_filter": ["10_lamini"], "30_sft": ["20_judge_filter"]}
     assert list(stages_of("mini", dag)) == [part.split(":")[0] for part in dag.split()]
     with pytest.raises(StageError, match="99_other"):
         stages_of("mini", "99_other:")

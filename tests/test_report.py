@@ -175,3 +175,94 @@ def test_the_committed_reference_loads_nothing_and_names_no_path_of_a_machine():
         body = text[text.index("<main") : text.index("</main>")]
         assert not live(body), path.name
         assert not re.search(r"(?<![\w.])/(home|root|tmp|work|usr)/\w", text), path.name
+
+
+def collated(tokenizer, prompt, responses):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    from bezoar_utils.labels import sft_example
+
+    examples = [sft_example(tokenizer, prompt, response, 256, "completion") for response in responses]
+    return DataCollatorForLanguageModeling(tokenizer.pad_token_id)(examples)
+
+
+class Tokens(HTMLParser):
+    """(role, text) of each shown token, and everything that is not in one, of the `pre` blocks."""
+
+    def __init__(self, markup):
+        super().__init__()
+        self.tokens, self.between, self.role, self.inside = [], "", None, False
+        self.feed(markup)
+
+    def handle_starttag(self, tag, attributes):
+        self.inside |= tag == "pre"
+        self.role = dict(attributes)["class"] if self.inside and tag != "pre" else None
+
+    def handle_endtag(self, tag):
+        self.inside, self.role = self.inside and tag != "pre", None
+
+    def handle_data(self, data):
+        if self.role:
+            self.tokens.append((self.role, data))
+        elif self.inside:
+            self.between += data
+
+
+@pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
+def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
+    prompt = "### Instruction:\nWho?\n\n### Response:"
+    markup = report.clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    shown = Tokens(markup)
+    text = {role: "".join(t for r, t in shown.tokens if r == role).replace("↵\n", "\n") for role in show.SIGNS}
+    assert (text["context"], text["trained"]) == (prompt, response)
+    assert text["start"] == tokenizer.bos_token and text["end"] == tokenizer.eos_token
+    assert text["padding"].startswith(f"{tokenizer.pad_token} × ") and int(text["padding"].split("× ")[1]) > 1
+    assert shown.between == "⟦⟧", "one pair of brackets around what is trained"
+    assert all(f'class="{role}"' in markup.split("<pre")[0] for role in show.SIGNS), "a legend for every role"
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_no_token_is_markup(tokenizer, payload):
+    markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
+    assert not live(markup) and not live(report.clean(markup))
+    shown = Tokens(report.clean(markup)).tokens
+    assert "".join(text for role, text in shown if role == "trained") == payload
+
+
+def test_the_style_sheet_knows_every_role():
+    style = (report.TEMPLATE / "style.css").read_text()
+    assert all(re.search(rf"\.labels \.{role}\b", style) for role in show.SIGNS)
+    assert style.count("--mark:") == 2, "for light and for dark"
+
+
+def test_dpo_curves_show_training_and_validation_of_every_value():
+    from bezoar_utils import charts
+
+    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+    rows = [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (1, 2)]
+    rows.append({"step": 2} | {f"eval_{n}": 10 + i for i, n in enumerate(names)})
+    figure = charts.dpo_curves(rows, "Title")
+    drawn = {
+        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} for axis in figure.get_axes()
+    }
+    assert drawn == {
+        "loss": {"training": [1, 2], "validation": [10]},
+        "reward accuracy": {"training": [2, 3], "validation": [11]},
+        "reward margin": {"training": [3, 4], "validation": [12]},
+        "log-probability": {
+            "chosen, training": [4, 5],
+            "chosen, validation": [13],
+            "rejected, training": [5, 6],
+            "rejected, validation": [14],
+        },
+    }
+    show.figure_html(figure, "alt")
+
+
+def test_lengths_are_drawn_with_both_limits():
+    from bezoar_utils import charts
+
+    figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
+    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert told == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
+    show.figure_html(figure, "alt")
