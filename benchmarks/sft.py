@@ -6,7 +6,7 @@ Both sides train the same 4-bit model of the miniature's size (random weights; s
 adapter, batch, optimizer and seed on the same rows, once each. TRL's side gets columns of text and keeps every default. The
 study's settings are added one after another, so that each row of the table says what one of them buys. Figures are tokens
 of real rows a second, padding not counted. All ways run in turn, several rounds in one process; the ratios are medians
-over the rounds, for a machine's absolute speed drifts.
+over the rounds, for a machine's absolute speed drifts. Where other work shares the machine, read the ratio by CPU time.
 
 The settings may change no number: tokens and labels are compared one by one, then loss and gradient of the same batch, and
 the mean loss over all rows in batches of mixed and of like length. Exit code 1 below 1.5 times, or when these differ.
@@ -223,17 +223,17 @@ def supervised_positions_only():
 
 
 def measure(trainer_for, way: Way, case: Case, rows: list[dict], amount: int, seed: int) -> dict:
-    """One epoch: `amount` of work a second, without and with what is done before the first step."""
+    """One epoch: `amount` of work a second, without and with what is done before the first step, and a second of CPU time."""
     from transformers import PrinterCallback
 
     with supervised_positions_only() if way.supervised_only else nullcontext():
         started = time.perf_counter()
         trainer = trainer_for(way, case, rows, seed)
         trainer.remove_callback(PrinterCallback)
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         trainer.train()
-        ended = time.perf_counter()
-    return {"speed": amount / (ended - begun), "with set-up": amount / (ended - started)}
+        ended, worked = time.perf_counter(), time.process_time() - worked
+    return {"speed": amount / (ended - begun), "with set-up": amount / (ended - started), "by CPU time": amount / worked}
 
 
 def rounds_of(trainer_for, ways, case: Case, rows: list[dict], amount: int, rounds: int) -> list[dict[str, dict]]:
@@ -287,12 +287,12 @@ def loss_and_gradient(trainer, numbers):
 def print_table(found: list[dict], study: str, unit: str, counts: str = "speed") -> float:
     """One line a way: its median speed and its ratios to the first way; returns the study's ratio in the figure that counts."""
     first = next(iter(found[0]))
-    print(f"{'':52} {unit:>9} {'ratio':>6} {'with set-up':>12}   ratio in each round")
+    print(f"{'':52} {unit:>9} {'ratio':>6} {'with set-up':>12} {'by CPU time':>12}   ratio in each round")
     for name in found[0]:
         speed = statistics.median(run[name]["speed"] for run in found)
         each = [run[name]["speed"] / run[first]["speed"] for run in found]
-        alone, whole = median_ratio(found, name, "speed"), median_ratio(found, name, "with set-up")
-        print(f"{name:52} {speed:9.0f} {alone:6.2f} {whole:12.2f}   {' '.join(f'{r:.2f}' for r in each)}")
+        alone, whole, worked = (median_ratio(found, name, figure) for figure in ("speed", "with set-up", "by CPU time"))
+        print(f"{name:52} {speed:9.0f} {alone:6.2f} {whole:12.2f} {worked:12.2f}   {' '.join(f'{r:.2f}' for r in each)}")
     return median_ratio(found, study, counts)
 
 

@@ -68,8 +68,9 @@ def train_apart(kind: str, base: Path, carried: Path | None, training: list, val
                 progress(steps[-1]["step"], job["recipe"]["steps"] or steps[-1]["step"])
     if running.returncode:
         lines = (folder / "launch.log").read_text(errors="replace").strip().splitlines()
-        said = [line for line in lines if re.match(r"(\[\w+\]: *)?[\w.]+Error: ", line)] or lines
-        raise TrainingError(f"training in {launch['processes']} processes failed: {' '.join(said[-1:])}")
+        # the launcher's own error comes last and says nothing
+        said = [line for line in lines if re.match(r"(\[\w+\]: *)?[\w.]+Error: ", line) and "ChildFailedError" not in line]
+        raise TrainingError(f"training in {launch['processes']} processes failed: {(said or lines or ['it said nothing'])[0]}")
     return folder / "result", files.read_json(folder / "log.json")
 
 
