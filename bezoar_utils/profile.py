@@ -259,6 +259,7 @@ class Recipe(Section):
 
 class SupervisedRecipe(Recipe):
     loss_on: Literal["full", "completion"]
+    bucketing: bool
 
 
 class Sft(SupervisedRecipe):

@@ -28,6 +28,7 @@ RECIPE = {
     "beta": 0.1,
     "nll_weight": 0.0,
     "loss_on": "completion",
+    "bucketing": False,
     "learning_rate": 5e-3,
     "schedule": "linear",
     "warmup_steps": 2,
