@@ -17,12 +17,15 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
+
+from bezoar_utils.training import supervised_positions_only
+
 WANTED, ROWS, ROUNDS, BATCH = 1.5, 320, 3, 16
 # bfloat16 rounds at 0.4 %; TRL keeps the adapter in it, the study in float32
 TOLERATED = {"loss of the same batch": 2e-3, "gradient of the same batch": 2e-2, "loss of all rows, batched by length": 2e-3}
@@ -203,23 +206,6 @@ def shared_arguments(case: Case, section: str, seed: int) -> dict:
         "seed": seed,
         "data_seed": seed,
     }
-
-
-@contextmanager
-def supervised_positions_only():
-    """Let TRL apply the language-model head to the positions that the loss counts, as it does where Triton runs.
-
-    Elsewhere TRL 1.16 takes the logits of every position and then masks them: in rows of sixty tokens of which six are
-    supervised, nine tenths of the head's work is thrown away. The values kept are the same.
-    """
-    from trl.trainer import utils
-
-    decides = utils._use_triton
-    utils._use_triton = lambda device: True  # in this module it only decides which positions are scored
-    try:
-        yield
-    finally:
-        utils._use_triton = decides
 
 
 def measure(trainer_for, way: Way, case: Case, rows: list[dict], amount: int, seed: int) -> dict:

@@ -21,7 +21,7 @@ from pathlib import Path
 from . import files
 from .labels import IGNORED, encode
 from .models import claim_adapter, lora_config
-from .training import TrainingError, arguments, run
+from .training import TrainingError, arguments, run, supervised_positions_only
 
 LN2 = math.log(2)
 FIXED_REFERENCE = ("dpo", "ipo")  # methods for which `reference_log_probs` saves a forward pass of each step
@@ -109,7 +109,11 @@ def preference_trainer(model, tokenizer, training: list[dict], validation: list[
     from datasets import Dataset
 
     method, common = _method(recipe), arguments(recipe, folder, seed) | {"beta": recipe["beta"]}
+    if recipe["bucketing"] and method not in REFERENCE_FREE:
+        training, validation = _with_lengths(training), _with_lengths(validation)
+        common["remove_unused_columns"] = False  # or the samplers would not see the lengths
     if method in REFERENCE_FREE:
+        common.pop("train_sampling_strategy", None)  # their collators take no lengths
         trainer, settings = _reference_free(model, recipe, common, lora)
         training, validation = _whole_sequences(training), _whole_sequences(validation)
     elif method == "tr_dpo":
@@ -176,6 +180,11 @@ def _all_trainable(model):
     return model.to(torch.float32).requires_grad_(True)
 
 
+def _with_lengths(pairs: list[dict]) -> list[dict]:
+    longest = [max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs]
+    return [pair | {"length": len(pair["prompt_ids"]) + reply} for pair, reply in zip(pairs, longest)]
+
+
 def _whole_sequences(pairs: list[dict]) -> list[dict]:
     """Pairs in the columns that TRL's reference-free trainers collate: prompt and reply in one, the prompt not labelled."""
     rows = []
@@ -239,7 +248,8 @@ def pair_log_probs(model, tokenizer, pairs: list[dict], batch_size: int = 32) ->
     longest_first = sorted(range(len(pairs)), key=lambda i: -sum(map(len, tokens[i].values())))
     values = [None] * len(pairs)
     model.eval()
-    with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16), _as_reference(model):
+    autocast = torch.autocast(model.device.type, torch.bfloat16)
+    with torch.no_grad(), autocast, _as_reference(model), supervised_positions_only():
         for start in range(0, len(pairs), batch_size):
             some = longest_first[start : start + batch_size]
             batch = {name: tensor.to(model.device) for name, tensor in collate([tokens[i] for i in some]).items()}

@@ -239,6 +239,7 @@ class Recipe(Section):
     epochs: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
     accumulation: Positive
+    bucketing: bool
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"]
     max_length: Annotated[int, Field(ge=16)]
     log_every: Positive
@@ -259,7 +260,6 @@ class Recipe(Section):
 
 class SupervisedRecipe(Recipe):
     loss_on: Literal["full", "completion"]
-    bucketing: bool
 
 
 class Sft(SupervisedRecipe):

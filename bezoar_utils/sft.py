@@ -44,11 +44,9 @@ def train_sft(
 
     carried = isinstance(model, PeftModel)
     values = adapter_values(model) if carried else {}
-    # rows of like length share a batch: less padding, but no longer the plain shuffle of the authors
-    sampling = {"train_sampling_strategy": "group_by_length"} if recipe["bucketing"] else {}
     trainer = SFTTrainer(
         model=model,
-        args=SFTConfig(**arguments(recipe, folder, seed), max_length=None, packing=False, **sampling),
+        args=SFTConfig(**arguments(recipe, folder, seed), max_length=None, packing=False),
         train_dataset=Dataset.from_list(training),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
