@@ -51,8 +51,9 @@ help: ## this list
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
-	@echo "  released  the authors' released rows and verdicts, checked and filtered (data chapters only; needs the hub, no key)"
-	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (data chapters only; needs a GPU server, a key, money)"
+	@echo "  methods   mini with IPO, SimPO, ORPO and TR-DPO beside DPO in chapter 50, some five minutes more"
+	@echo "  released  the authors' released rows and verdicts, checked and filtered (up to DPO; needs the hub and a GPU, no key)"
+	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (up to DPO; needs GPUs, a key, money)"
 	@echo; echo "Options: JOBS=1 runs one stage at a time; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment

@@ -282,6 +282,7 @@ class Dpo(Recipe):
     rows: Positive
     method: Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
     beta: Annotated[float, Field(gt=0)]
+    compare: dict[Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"], dict[str, float]]
     gamma: Annotated[float, Field(ge=0)]
     sync_every: Positive
     sync_weight: Rate
@@ -291,6 +292,13 @@ class Dpo(Recipe):
     sampled_prompts: Count
     sampling_temperature: Annotated[float, Field(gt=0, le=2)]
     max_new_tokens: Positive
+
+    @model_validator(mode="after")
+    def comparisons_change_known_values(self):
+        known = ("beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps")
+        if unknown := sorted({key for changes in self.compare.values() for key in changes} - set(known)):
+            raise ValueError(f"compare changes {', '.join(unknown)}; it may change {', '.join(known)}")
+        return self
 
 
 class Benchmarks(Section):
@@ -366,7 +374,7 @@ class Profile(Section):
     def stages_exist_and_calls_have_a_price(self):
         if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
-        if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
+        if "tr_dpo" in (self.dpo.method, *self.dpo.compare) and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for asked in filter(None, (self.teacher, self.judge, self.evol.equality_judge, self.judge_filter.second_judge)):
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
