@@ -82,12 +82,12 @@ class Stage:
         return path
 
     def resumable(self, name: str) -> Path:
-        """A folder that outlives a kill: the rerun finds it as it was, as long as inputs, parameters and code are the same.
+        """A folder that outlives a kill: the rerun finds it as it was while inputs, parameters, chapter and code are the same.
 
         It is no artifact, and goes when the stage is finished.
         """
         folder = self.output(f"{CHECKPOINTS}/{name}/key.json").parent
-        key = files.sha256_json([self.inputs, self.parameters, _helper_hashes(self.started)])
+        key = files.sha256_json([self.inputs, self.parameters, notebook_hash(self.name), _helper_hashes(self.started)])
         if not (folder / "key.json").exists() or files.read_json(folder / "key.json") != key:
             shutil.rmtree(folder)
             files.write_json(folder / "key.json", key)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import files
 
-MARKER, SPEED = "complete.json", "speed.jsonl"
+MARKER, SPEED, FINISHED = "complete.json", "speed.jsonl", "finished"
 RUN_TIME = ("_runtime", "_per_second")  # what the trainer logs of its own speed; it would differ in equal runs
 
 
@@ -52,7 +52,7 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "eval_steps": recipe["validate_every"],
         "save_strategy": "steps",
         "save_steps": recipe["validate_every"],
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # beside the best: the last one, and one to go on from when the last is the end
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
@@ -74,12 +74,16 @@ def usable_optimizer(name: str) -> str:
 def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
     """Train to the end, from the newest complete checkpoint of the trainer's folder if there is one: (model, log).
 
-    The log has a row a logged step, steps before a kill included, none twice. Raises TrainingError when the loss is not
+    A training that was finished there before is not done again. The log has a row a logged step, steps before a kill
+    included, none twice. Raises TrainingError when the loss is not
     finite, the adapter is not float32 at the end, the warmup outlasts the training, or the disk is full.
     """
+    from peft import PeftModel
     from transformers import PrinterCallback
 
     folder = Path(trainer.args.output_dir)
+    if _is_complete(folder / FINISHED):
+        return _finished(trainer.model, folder / FINISHED)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_keeper(progress, recipe["warmup_steps"]))
     start = newest_complete(folder)
@@ -97,7 +101,19 @@ def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
     log = [{k: float(v) for k, v in row.items()} for row in trainer.state.log_history]
     if any(not math.isfinite(row.get("loss", 0.0)) for row in log):
         raise TrainingError("the training loss is not finite")
+    if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
+        trainer.model.save_pretrained(folder / FINISHED)
+        files.write_json(folder / FINISHED / "log.json", log)
+        mark_complete(folder / FINISHED)
     return trainer.model, log
+
+
+def _finished(model, folder: Path) -> tuple[object, list[dict]]:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+    return model, files.read_json(folder / "log.json")
 
 
 @contextlib.contextmanager
@@ -157,12 +173,18 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def newest_complete(folder: Path) -> Path | None:
-    """The newest checkpoint whose marker is there and whose files all have the size it names.
+    """The newest checkpoint whose marker is there, whose files all have the size it names, and that has steps left to train.
 
-    transformers itself would go on from one without its optimizer, with a fresh optimizer and other losses, silently.
+    transformers itself would go on from one without its optimizer, with a fresh optimizer and other losses, silently; and
+    from one of the last step it would train a step too many.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    return next((checkpoint for checkpoint in found if _is_complete(checkpoint)), None)
+    return next((checkpoint for checkpoint in found if _is_complete(checkpoint) and _has_steps_left(checkpoint)), None)
+
+
+def _has_steps_left(checkpoint: Path) -> bool:
+    state = files.read_json(checkpoint / "trainer_state.json")
+    return state["global_step"] < state["max_steps"]
 
 
 def _is_complete(checkpoint: Path) -> bool:

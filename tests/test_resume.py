@@ -91,6 +91,11 @@ def main(kind: str, folder: str, base: str) -> None:
         assert finish(child) == -signal.SIGKILL and not (killed / "log.json").exists()
         print(f"killed after step {step}", flush=True)
     assert finish(start(kind, killed, base)) == 0
+    trained = len(files.read_jsonl(killed / training.SPEED))
+    before = (killed / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert finish(start(kind, killed, base)) == 0  # a finished training: nothing is left to do
+    assert len(files.read_jsonl(killed / training.SPEED)) == trained
+    assert (killed / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
 def steps_done(folder: Path) -> int:
@@ -134,14 +139,15 @@ def test_a_killed_training_goes_on_to_the_same_place(kind, tmp_path, model_folde
 def checkpoint(folder: Path, step: int) -> Path:
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    for name in ("adapter_model.safetensors", "optimizer.pt", "trainer_state.json"):
+    for name in ("adapter_model.safetensors", "optimizer.pt"):
         (path / name).write_bytes(b"x" * step)
+    files.write_json(path / "trainer_state.json", {"global_step": step, "max_steps": 300})
     return path
 
 
 def test_only_a_complete_checkpoint_is_resumed_from_and_the_newest_of_those(tmp_path):
     assert training.newest_complete(tmp_path) is None
-    for step in (9, 30, 100):
+    for step in (9, 30, 100, 300):  # from the last step on there is nothing to train
         training.mark_complete(checkpoint(tmp_path, step))
     checkpoint(tmp_path, 200)  # the kill came before its marker
     assert training.newest_complete(tmp_path).name == "checkpoint-100"
