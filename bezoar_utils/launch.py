@@ -11,10 +11,13 @@ import time
 from pathlib import Path
 
 from . import files
+from .dpo import train_dpo
 from .models import load_tokenizer, prepare_torch, with_adapter
-from .training import SPEED, TrainingError
+from .sft import sft_examples, train_sft
+from .training import SPEED, TrainingError, split
 
 POLL_S = 1.0
+TRAINERS = {"sft": train_sft, "dpo": train_dpo}
 
 
 def adapt(
@@ -37,16 +40,18 @@ def adapt(
     if launch["processes"] == 1 and not launch["config_file"]:
         model = with_adapter(base, carried, settings.pop("quantisation"))
         del settings["threads"]
-        return _trainer(kind)(model, tokenizer, training, validation, recipe, **settings)
+        return TRAINERS[kind](model, tokenizer, training, validation, recipe, **settings)
     adapter, log = train_apart(kind, base, carried, training, validation, launch, recipe=recipe, **settings)
     return with_adapter(base, adapter, settings["quantisation"]), log
 
 
-def _trainer(kind: str):
-    from .dpo import train_dpo
-    from .sft import train_sft
-
-    return {"sft": train_sft, "dpo": train_dpo}[kind]
+def fit(base: Path, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
+    """Split, tokenise and adapt a fresh adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
+    parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
+    (training, long_training), (validation, long_validation) = parts
+    responses = {row["response"].strip() for row in rows}
+    model, log = adapt("sft", base, None, tokenizer, training, validation, recipe, responses=responses, **settings)
+    return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
 
 
 def train_apart(kind: str, base: Path, carried: Path | None, training: list, validation: list, launch: dict, folder: Path, **job):
@@ -101,7 +106,7 @@ def main() -> None:
     tokenizer = load_tokenizer(base)
     model = with_adapter(base, Path(carried) if carried else None, job.pop("quantisation"))
     rows = [files.read_jsonl(folder / f"{name}.jsonl") for name in ("training", "validation")]
-    model, log = _trainer(kind)(model, tokenizer, *rows, folder=folder, progress=lambda *_: None, **job)
+    model, log = TRAINERS[kind](model, tokenizer, *rows, folder=folder, progress=lambda *_: None, **job)
     if PartialState().is_main_process:
         model.save_pretrained(folder / "result")
         files.write_json(folder / "log.json", log)

@@ -6,9 +6,8 @@ Rows reach TRL already tokenised by `labels.py`, so that no library default deci
 from pathlib import Path
 
 from .labels import check_batch, sft_example
-from .launch import adapt
 from .models import adapter_values, claim_adapter, lora_config
-from .training import TrainingError, arguments, run, split
+from .training import TrainingError, arguments, run
 
 
 def sft_examples(tokenizer, rows: list[dict], recipe: dict) -> tuple[list[dict], int]:
@@ -55,15 +54,6 @@ def train_sft(
     claim_adapter(trainer.model, values)
     check_batch(tokenizer, next(iter(trainer.get_train_dataloader())), responses, recipe["loss_on"])
     return run(trainer, recipe, progress)
-
-
-def fit(base: Path, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
-    """Split, tokenise and adapt a fresh adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
-    parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
-    (training, long_training), (validation, long_validation) = parts
-    responses = {row["response"].strip() for row in rows}
-    model, log = adapt("sft", base, None, tokenizer, training, validation, recipe, responses=responses, **settings)
-    return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
 
 
 def mean_loss(model, tokenizer, examples: list[dict], batch_size: int = 32) -> float:
