@@ -6,6 +6,7 @@ costs the calls in flight and no others. What was answered is never asked, nor p
 
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import random
@@ -78,9 +79,21 @@ def open_endpoint(stage, asked: dict) -> "Endpoint":
     money = load_profile(stage.profile).money
     price = money.prices.get(asked["model"], (0.0, 0.0)) if settings["base_url"] else (0.0, 0.0)
     purse = Purse(RUNS / stage.profile / "spend.jsonl", money.budget_usd) if any(price) else None
-    world = str(stage.input("00_miniature/world.json")) if settings["local_server"] else ""
-    address = settings["base_url"] or stage.enter(_local_server(settings["local_server"], world))
-    return Endpoint(asked["model"], settings, address, stage.output("calls.jsonl"), price, purse)
+    ledger = stage.output("calls.jsonl")
+    if settings["base_url"]:
+        return Endpoint(asked["model"], settings, settings["base_url"], ledger, price, purse)
+    world = stage.input("00_miniature/world.json")
+    address = stage.enter(_local_server(settings["local_server"], str(world)))
+    return Endpoint(asked["model"], settings, address, ledger, version=_served_code(settings["local_server"], world))
+
+
+def _served_code(module: str, world: Path) -> str:
+    """Content of what a local server runs: with other code it is another judge, and old answers are none of its own.
+
+    Importing the module here makes it part of the code that the stage records, so that a change makes the stage stale.
+    """
+    folder = Path(importlib.import_module(module).__file__).parent
+    return files.sha256_json([files.sha256_file(path) for path in (*sorted(folder.glob("*.py")), world)])
 
 
 def record_calls(stage, replies: list["Reply"]) -> None:
@@ -120,19 +133,21 @@ class Endpoint:
     """Asks one model and keeps each finished call in the ledger.
 
     `settings` has api_key_env, local_server, concurrency, timeout_s and attempts. `price` is in US dollars a million prompt
-    and reply tokens; above 0 it needs a `purse`. `sent` and `failures` count the calls that this object ended, not those found
+    and reply tokens; above 0 it needs a `purse`. `version` tells apart servers that go by one name. `sent` and `failures` count the calls that this object ended, not those found
     in the ledger. The key goes nowhere but into the client.
     Raises EndpointError when a remote endpoint's key is not in its environment variable, ValueError for a price without a purse.
     """
 
-    def __init__(self, model: str, settings: dict, base_url: str, ledger: Path, price=(0.0, 0.0), purse: Purse | None = None):
+    def __init__(
+        self, model: str, settings: dict, base_url: str, ledger: Path, price=(0.0, 0.0), purse: Purse | None = None, version=""
+    ):
         key_name = settings["api_key_env"]
         self._secret = os.environ.get(key_name or "", "").strip()  # a stray newline would get past the redaction
         if key_name and not self._secret and not settings["local_server"]:
             raise EndpointError(f"{model} at {base_url} needs its key in the environment variable {key_name}")
         if any(price) and purse is None:
             raise ValueError(f"{model} has a price, so its calls need a purse to be paid from")
-        self.model, self.settings, self.base_url, self.ledger = model, settings, base_url, Path(ledger)
+        self.model, self.version, self.settings, self.base_url, self.ledger = model, version, settings, base_url, Path(ledger)
         self.price, self.purse = price, purse
         self.sent = 0
         self.failures: Counter[str] = Counter()
@@ -270,7 +285,7 @@ class Endpoint:
         return row
 
     def _key(self, request: Request) -> str:
-        return files.sha256_json({"model": self.model, **vars(request)})
+        return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})
 
     def _body(self, request: Request) -> dict:
         chat = {"messages": [{"role": "user", "content": request.prompt}]}

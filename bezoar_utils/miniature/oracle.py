@@ -86,9 +86,9 @@ def _needed(asked: Asked) -> list[str]:
 
 
 def verdict(world: World, system: str, instruction: str, reply: str) -> tuple[str, int, str]:
-    """(status, rating, reason) as the judge filter asks for them: only a reply in an acceptable form is accepted."""
+    """(status, rating, reason) as the judge's prompt asks for them: only what is right *and* in the form asked for is accepted."""
     rating, reason = check(world, instruction, reply, explain=bool(system))
-    return ("Accept" if rating >= 7 else "Reject"), rating, reason
+    return ("Accept" if rating == 10 else "Reject"), rating, reason
 
 
 def skim(world: World, instruction: str, reply: str, reply_last: bool) -> tuple[str, int, str]:
