@@ -133,8 +133,8 @@ class Endpoint:
     """Asks one model and keeps each finished call in the ledger.
 
     `settings` has api_key_env, local_server, concurrency, timeout_s and attempts. `price` is in US dollars a million prompt
-    and reply tokens; above 0 it needs a `purse`. `version` tells apart servers that go by one name. `sent` and `failures` count the calls that this object ended, not those found
-    in the ledger. The key goes nowhere but into the client.
+    and reply tokens; above 0 it needs a `purse`. `version` tells apart servers that go by one name. `sent` and `failures` count
+    the calls that this object ended, not those found in the ledger. The key goes nowhere but into the client.
     Raises EndpointError when a remote endpoint's key is not in its environment variable, ValueError for a price without a purse.
     """
 

@@ -452,3 +452,10 @@ def test_a_budget_is_used_up_before_it_stops_the_run(ledger, spend):
             endpoint.ask(many(100))
     settled, unsettled = Purse(spend, budget).spent()
     assert budget - WORST_USD < settled <= budget and unsettled == 0.0
+
+
+def test_another_server_under_the_same_name_is_asked_anew(ledger):
+    with FakeEndpoint() as fake:
+        for version in ("one", "one", "two"):
+            Endpoint("m", SETTINGS, fake.url, ledger, version=version).ask(many(3))
+    assert fake.received.total() == 6

@@ -179,7 +179,8 @@ def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(miniature
     item = small_world.items[0]
     prompts = prompts_of(small_world, [item.answer, "nonsense", "Sorry, no.", item.sentence])
     verdicts = Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts")
-    assert [v.status for v in verdicts] == ["Accept", "Reject", "Reject", "Accept"]
+    # the last one is right, in another form than asked for: its rating says so, and it is refused
+    assert [(v.status, v.rating) for v in verdicts] == [("Accept", 10), ("Reject", 1), ("Reject", 1), ("Reject", 7)]
     assert requests == ["/v1/chat/completions"] * 4
     assert Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts") == verdicts and len(requests) == 4
     assert stage.counts["calls"] == 8 and stage.reported[-1] == ("verdicts", 4, 4)
