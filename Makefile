@@ -4,6 +4,7 @@
 PROFILE     ?= mini
 JOBS        ?= 2
 TORCH_INDEX ?=
+SEEDS       ?=
 PYTHON      ?= python3
 VENV        := .venv
 PY          ?= $(VENV)/bin/python
@@ -11,7 +12,9 @@ RUN         := runs/$(PROFILE)
 
 # ------------------------------------------------------------------------------ the stages, in order, and what each reads
 STAGES := 00_miniature 10_lamini 11_orca 12_evol_instruct 20_judge_filter 30_sft 40_hh_sft 50_dpo \
-          60_benchmarks 61_mt_bench 70_loss_charts 80_ablations 90_findings
+          60_benchmarks 61_mt_bench 70_loss_charts 75_filter 90_findings
+# the ablations are no part of the recipe; only `make ablations` runs them
+APART  := 80_ablations
 
 reads_10_lamini        := 00_miniature
 reads_11_orca          := 00_miniature
@@ -23,8 +26,9 @@ reads_50_dpo           := 00_miniature 40_hh_sft
 reads_60_benchmarks    := 00_miniature 30_sft 40_hh_sft 50_dpo
 reads_61_mt_bench      := 00_miniature 30_sft 40_hh_sft 50_dpo
 reads_70_loss_charts   := 30_sft 40_hh_sft 50_dpo
-reads_80_ablations     := 00_miniature 20_judge_filter
-reads_90_findings      := 20_judge_filter 30_sft 50_dpo 60_benchmarks 61_mt_bench 80_ablations
+reads_75_filter        := 00_miniature 20_judge_filter
+reads_80_ablations     := 00_miniature 20_judge_filter 30_sft 40_hh_sft
+reads_90_findings      := 20_judge_filter 30_sft 50_dpo 60_benchmarks 61_mt_bench 75_filter
 
 # ----------------------------------------------------------------------------------------------------------------- plumbing
 SHELL := /bin/bash
@@ -42,6 +46,7 @@ FOR   := --profile $(PROFILE) --dag "$(DAG)"
 HERE  := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
 export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export BEZOAR_HOME := $(CURDIR)
+export BEZOAR_SEEDS := $(SEEDS)
 # papermill starts the kernel named python3; with the environment's bin first, that is this environment's python
 export PATH := $(dir $(abspath $(PY))):$(PATH)
 
@@ -51,10 +56,9 @@ help: ## this list
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
-	@echo "  methods   mini with IPO, SimPO, ORPO and TR-DPO beside DPO in chapter 50, some five minutes more"
 	@echo "  released  the authors' released rows and verdicts, checked and filtered (up to DPO; needs the hub and a GPU, no key)"
 	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (up to DPO; needs GPUs, a key, money)"
-	@echo; echo "Options: JOBS=1 runs one stage at a time; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
+	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
 # Torch comes first and alone: unpinned by hash, so that the CPU build can stand in, and present before anything asks for it.
@@ -91,14 +95,15 @@ define stage_rule
 $(RUN)/$(1)/stage.json: $(reads_$(1):%=$(RUN)/%/stage.json) $(if $(filter $(1),$(STALE)),FORCE)
 	@$(STUDY) stage $(1) $(FOR)
 endef
-$(foreach s,$(STAGES),$(eval $(call stage_rule,$(s))))
+$(foreach s,$(sort $(STAGES) $(APART)),$(eval $(call stage_rule,$(s))))
 FORCE:
 
-ablations: setup ## only what the ablation chapter needs, and that chapter
-	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage
+ablations: setup ## what each choice of the recipe buys (mini: some eight minutes more); with SEEDS=3 over three trainings each
+	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
+	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
 .PHONY: ablations-stage
-ablations-stage: $(RUN)/80_ablations/stage.json
+ablations-stage: $(APART:%=$(RUN)/%/stage.json)
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE)

@@ -97,6 +97,19 @@ def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top
     return fig
 
 
+def differences(rows: list[dict], title: str, unit: str):
+    """One line a variant: its difference from the recipe's own, with the interval; left of zero it is worse."""
+    fig, (axis,) = _axes(width=8.5, height=1.4 + 0.32 * len(rows))
+    for place, row in enumerate(reversed(rows)):
+        sure = row["low"] > 0 or row["high"] < 0
+        axis.plot([row["low"], row["high"]], [place, place], color=COLOURS["train"], lw=2, alpha=1.0 if sure else 0.45)
+        axis.plot(row["difference"], place, "o", color=COLOURS["train"] if sure else "white", mec=COLOURS["train"])
+    axis.axvline(0, color="#555555", lw=0.8)
+    axis.set_yticks(range(len(rows)), [f"{r['variant']} against {r['against']}" for r in reversed(rows)], fontsize=8)
+    axis.set(title=title, xlabel=unit)
+    return fig
+
+
 def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int = 20):
     """Shares of each list's values, one outline a name, over common bins."""
     fig, (axis,) = _axes()

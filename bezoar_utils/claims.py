@@ -83,7 +83,7 @@ def test_all(
             filtered("unfiltered"),
             filtered("accepted"),
             share,
-            "80_ablations",
+            "75_filter",
         ),
         row(
             "filter_over_random",
@@ -92,7 +92,7 @@ def test_all(
             filtered("random_subset"),
             filtered("accepted"),
             share,
-            "80_ablations",
+            "75_filter",
         ),
         row(
             "dpo_preferred",

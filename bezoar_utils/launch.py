@@ -45,12 +45,14 @@ def adapt(
     return with_adapter(base, adapter, settings["quantisation"]), log
 
 
-def fit(base: Path, tokenizer, rows: list[dict], recipe: dict, **settings) -> tuple[object, list[dict], dict[str, int]]:
-    """Split, tokenise and adapt a fresh adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
+def fit(
+    base: Path, tokenizer, rows: list[dict], recipe: dict, carried: Path | None = None, **settings
+) -> tuple[object, list[dict], dict[str, int]]:
+    """Split, tokenise and adapt a fresh or a carried adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
     parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
     (training, long_training), (validation, long_validation) = parts
     responses = {row["response"].strip() for row in rows}
-    model, log = adapt("sft", base, None, tokenizer, training, validation, recipe, responses=responses, **settings)
+    model, log = adapt("sft", base, carried, tokenizer, training, validation, recipe, responses=responses, **settings)
     return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
 
 

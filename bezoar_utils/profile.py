@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 CODE = Path(__file__).resolve().parent.parent
 # where notebooks/, profiles/, runs/ and reports/ lie: the checkout, unless a caller (a test, say) works elsewhere
@@ -230,7 +230,7 @@ class Evaluation(Section):
 
 
 class Recipe(Section):
-    """How one model is trained; shared by the three training stages and the ablations."""
+    """How one model is trained; shared by the three training stages and the test of the filter."""
 
     learning_rate: Rate
     schedule: Literal["linear", "cosine", "constant"]
@@ -278,11 +278,21 @@ class HhSft(SupervisedRecipe):
     merge_onto: Literal["dequantised", "full_precision"]
 
 
+def _known_changes(methods: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    known = ("beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps")
+    if unknown := sorted({key for changes in methods.values() for key in changes} - set(known)):
+        raise ValueError(f"a method changes {', '.join(unknown)}; it may change {', '.join(known)}")
+    return methods
+
+
+Method = Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
+Methods = Annotated[dict[Method, dict[str, float]], AfterValidator(_known_changes)]
+
+
 class Dpo(Recipe):
     rows: Positive
-    method: Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
+    method: Method
     beta: Annotated[float, Field(gt=0)]
-    compare: dict[Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"], dict[str, float]]
     gamma: Annotated[float, Field(ge=0)]
     sync_every: Positive
     sync_weight: Rate
@@ -292,13 +302,6 @@ class Dpo(Recipe):
     sampled_prompts: Count
     sampling_temperature: Annotated[float, Field(gt=0, le=2)]
     max_new_tokens: Positive
-
-    @model_validator(mode="after")
-    def comparisons_change_known_values(self):
-        known = ("beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps")
-        if unknown := sorted({key for changes in self.compare.values() for key in changes} - set(known)):
-            raise ValueError(f"compare changes {', '.join(unknown)}; it may change {', '.join(known)}")
-        return self
 
 
 class Benchmarks(Section):
@@ -316,9 +319,27 @@ class Charts(Section):
     smoothing: Annotated[float, Field(ge=0, lt=1)]
 
 
-class Ablations(SupervisedRecipe):
+class FilterTest(SupervisedRecipe):
     conditions: list[Literal["accepted", "unfiltered", "random_subset"]]
     scheme: Schemes
+
+
+class Ablations(Section):
+    """What `make ablations` varies; it trains as `filter_test` and `dpo` say, but for this many steps."""
+
+    seeds: Positive
+    steps: Annotated[int, Field(ge=2)]
+    dpo_steps: Annotated[int, Field(ge=2)]
+    order: list[Schemes]
+    ranks: list[Positive]
+    methods: Methods
+    sampled_prompts: Positive
+
+    @model_validator(mode="after")
+    def order_is_another(self):
+        if sorted(self.order) != sorted(get_args(Schemes)) or self.order == list(get_args(Schemes)):
+            raise ValueError(f"order must name all of {', '.join(get_args(Schemes))}, in another order than that")
+        return self
 
 
 class Intervals(Section):
@@ -367,6 +388,7 @@ class Profile(Section):
     benchmarks: Benchmarks
     mt_bench: MtBench
     charts: Charts
+    filter_test: FilterTest
     ablations: Ablations
     intervals: Intervals
 
@@ -374,7 +396,7 @@ class Profile(Section):
     def stages_exist_and_calls_have_a_price(self):
         if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
-        if "tr_dpo" in (self.dpo.method, *self.dpo.compare) and self.launch.processes > 1:
+        if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for asked in filter(None, (self.teacher, self.judge, self.evol.equality_judge, self.judge_filter.second_judge)):
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
@@ -397,7 +419,22 @@ STAGES = {
     "60_benchmarks": ("benchmarks", ("evaluation", "base_model", "intervals")),
     "61_mt_bench": ("mt_bench", ("evaluation", "base_model", "judge", "intervals")),
     "70_loss_charts": ("charts", ("intervals",)),
-    "80_ablations": ("ablations", ("evaluation", "base_model", "launch", "lora", "quantisation", "intervals")),
+    "75_filter": ("filter_test", ("evaluation", "base_model", "launch", "lora", "quantisation", "intervals")),
+    "80_ablations": (
+        "ablations",
+        (
+            "filter_test",
+            "dpo",
+            "preference_rows",
+            "evaluation",
+            "base_model",
+            "launch",
+            "lora",
+            "quantisation",
+            "judge",
+            "intervals",
+        ),
+    ),
     "90_findings": ("intervals", ()),
 }
 EVERY_STAGE = ("seed", "threads")
@@ -409,6 +446,8 @@ class ProfileError(ValueError):
 
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     data = _merged(name, folder, ())
+    if seeds := os.environ.get("BEZOAR_SEEDS"):  # make ablations SEEDS=3
+        data["ablations"] = data.get("ablations", {}) | {"seeds": int(seeds) if seeds.isdigit() else seeds}
     try:
         return Profile.model_validate(data)
     except ValidationError as error:

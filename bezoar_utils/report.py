@@ -28,6 +28,7 @@ TITLES = {
     "60_benchmarks": "Benchmarks",
     "61_mt_bench": "Two-turn questions",
     "70_loss_charts": "Loss charts",
+    "75_filter": "Filter",
     "80_ablations": "Ablations",
     "90_findings": "Findings",
 }

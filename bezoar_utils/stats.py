@@ -20,6 +20,18 @@ def bootstrap_difference(after: list[float], before: list[float], samples: int, 
     return bootstrap_mean([a - b for a, b in zip(after, before)], samples, confidence, seed)
 
 
+def over_seeds(values: list[float], confidence: float) -> tuple[float, float, float]:
+    """(mean, low, high) of one value a training: Student's interval, wide for few seeds as it must be."""
+    import numpy as np
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError("an interval over seeds needs at least two")
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    return mean, mean - reach, mean + reach
+
+
 def agreement(first: list[str | None], second: list[str | None]) -> dict:
     """How two judges' words on the same rows agree: n (rows with a word of both), share, Cohen's kappa, flips.
 

@@ -1,0 +1,84 @@
+import pytest
+
+from bezoar_utils import ablations, charts
+from bezoar_utils.profile import ProfileError, load_profile
+from bezoar_utils.stats import over_seeds
+
+INTERVALS = {"samples": 500, "confidence": 0.95}
+
+
+def scores_of(variant: str, values: list, seed: int = 1) -> list[dict]:
+    shared = {"question": "filter", "variant": variant, "seed": seed, "metric": "strict_match"}
+    return [shared | {"item": item, "value": value} for item, value in enumerate(values)]
+
+
+def compare(scores: list[dict]) -> list[dict]:
+    return ablations.compare(scores, "filter", "accepted", "strict_match", INTERVALS, 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "response", "strict", "found"),
+    [
+        ("red", "red", 1, 1),
+        ("red", "red.", 1, 1),
+        ("Lino likes red. So the answer is red.", "red", 0, 1),
+        ("red", "Lino likes red. So the answer is red.", 0, 1),
+        ("Lino likes red.", "Lino likes red. So the answer is red.", 0, 1),
+        ("redder", "red", 0, 0),
+        ("", "red", 0, 0),
+    ],
+)
+def test_a_reply_to_a_held_back_row_is_scored_by_form_and_by_answer(reply, response, strict, found):
+    assert ablations.reply_scores(reply, response) == {"strict_match": strict, "answer_found": found}
+
+
+def test_variants_are_compared_item_by_item_with_the_recipes_own():
+    rows = compare(
+        scores_of("accepted", [1, 1, 1, 0] * 20) + scores_of("unfiltered", [0, 1, 0, 0] * 20) + scores_of("same", [1, 1, 1, 0] * 20)
+    )
+    worse, same = rows
+    assert (worse["variant"], worse["before"], worse["after"], worse["n"], worse["seeds"]) == ("unfiltered", 0.75, 0.25, 80, 1)
+    assert worse["difference"] == -0.5 and worse["low"] < -0.5 < worse["high"] < 0
+    assert (same["difference"], same["low"], same["high"]) == (0, 0, 0)
+    assert ablations.sentence(worse).endswith("over 80 items, one seed: lower.")
+    assert ablations.sentence(same).endswith("not shown to differ.")
+
+
+def test_an_item_without_a_value_on_either_side_is_left_out():
+    (row,) = compare(scores_of("accepted", [1, None, 0, 1]) + scores_of("unfiltered", [0, 1, None, 1]))
+    assert (row["n"], row["before"], row["after"]) == (2, 1.0, 0.5)
+
+
+def test_with_more_seeds_the_interval_is_over_the_trainings():
+    seeds = {1: [1, 1, 1, 0], 2: [1, 1, 0, 0], 3: [1, 1, 1, 1]}
+    scores = [
+        r
+        for seed, values in seeds.items()
+        for r in scores_of("accepted", values, seed) + scores_of("unfiltered", [1, 0, 0, 0], seed)
+    ]
+    (row,) = compare(scores)
+    assert row["seeds"] == 3 and row["n"] == 12
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(over_seeds([-0.5, -0.25, -0.75], 0.95))
+    assert ablations.sentence(row).endswith("over 3 seeds: not shown to differ.")
+
+
+def test_an_interval_over_seeds_is_students():
+    # by hand: mean 2, standard deviation 1, t(0.975, 2 degrees) = 4.30265
+    assert over_seeds([1.0, 2.0, 3.0], 0.95) == pytest.approx((2.0, 2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4)
+    with pytest.raises(ValueError, match="at least two"):
+        over_seeds([1.0], 0.95)
+
+
+def test_the_chart_has_a_line_for_every_variant():
+    rows = compare(scores_of("accepted", [1, 0] * 9) + scores_of("unfiltered", [0, 0] * 9) + scores_of("random", [1, 1] * 9))
+    (axis,) = charts.differences(rows, "filter", "difference").axes
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["random against accepted", "unfiltered against accepted"]
+
+
+def test_seeds_come_from_make(monkeypatch):
+    assert load_profile("mini").ablations.seeds == 1
+    monkeypatch.setenv("BEZOAR_SEEDS", "3")
+    assert load_profile("mini").ablations.seeds == 3
+    monkeypatch.setenv("BEZOAR_SEEDS", "many")
+    with pytest.raises(ProfileError, match=r"ablations\.seeds = 'many'"):
+        load_profile("mini")
