@@ -1,10 +1,12 @@
-"""LM Eval Harness on local tasks, with one BOS a request and per-item results kept for intervals."""
+"""LM Eval Harness, its own tasks or local ones, with one BOS a request and per-item results kept for intervals."""
 
+import difflib
 import logging
 import re
 from pathlib import Path
 
 from . import files
+from .stats import bootstrap_difference, verdict
 from .template import clean_response
 
 
@@ -23,14 +25,60 @@ def reply_matches(response: str, answer: str) -> bool:
     return strict_match(clean_response(response).split(". ")[0], answer)
 
 
-def open_tasks(evaluation: dict, stage) -> list:
-    """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds."""
+# What OpenLLaMA's README publishes for the paper's base, OpenLLaMA 3B v2, to two decimals [X]: whether our set-up of the
+# harness is like others' can be seen from the base alone.
+PUBLISHED = {
+    "anli_r1": {"acc": 0.33},
+    "anli_r2": {"acc": 0.36},
+    "anli_r3": {"acc": 0.38},
+    "arc_challenge": {"acc": 0.34, "acc_norm": 0.36},
+    "arc_easy": {"acc": 0.68, "acc_norm": 0.63},
+    "boolq": {"acc": 0.66},
+    "hellaswag": {"acc": 0.52, "acc_norm": 0.70},
+    "openbookqa": {"acc": 0.26, "acc_norm": 0.38},
+    "piqa": {"acc": 0.77, "acc_norm": 0.78},
+    "record": {"em": 0.87, "f1": 0.88},
+    "rte": {"acc": 0.55},
+    "truthfulqa_mc1": {"acc": 0.22},
+    "truthfulqa_mc2": {"acc": 0.35},
+    "wic": {"acc": 0.50},
+    "winogrande": {"acc": 0.63},
+}
+
+
+def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -> list:
+    """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds.
+
+    `fewshot` is examples a prompt, by task; others keep what the task itself says. Raises ValueError for a task that is not
+    there, or whose data is not.
+    """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if evaluation["tasks_from"]:
-        return load_tasks(stage.input(evaluation["tasks_from"]), evaluation["tasks"])
+    names = evaluation["tasks"]
+    if unknown := sorted(set(fewshot or {}) - set(names)):
+        raise ValueError(
+            f"fewshot names {', '.join(unknown)}, which no task of the profile is called; there are {', '.join(names)}"
+        )
+    tasks = load_tasks(stage.input(evaluation["tasks_from"]), names) if evaluation["tasks_from"] else harness_tasks(names)
+    for task in tasks:
+        if task.config.task in (fewshot or {}):
+            task.set_config("num_fewshot", fewshot[task.config.task])
+    return tasks
+
+
+def harness_tasks(names: list[str]) -> list:
+    """Tasks that LM Eval Harness itself defines; the hub holds their questions."""
     from lm_eval.tasks import TaskManager, get_task_dict
 
-    return _leaves(get_task_dict(evaluation["tasks"], TaskManager()))
+    manager, tasks = TaskManager(), []
+    for name in names:
+        if name not in manager.all_tasks:
+            near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, 3)) or "none"
+            raise ValueError(f"LM Eval Harness has no task {name!r}; names like it: {near}")
+        try:
+            tasks += _leaves(get_task_dict([name], manager))
+        except (OSError, ValueError) as error:  # the datasets library has many names for "offline" and "not there"
+            raise ValueError(f"the data of task {name!r} cannot be had: {' '.join(str(error).split())[:200]}") from None
+    return tasks
 
 
 def _leaves(tasks: dict) -> list:
@@ -81,12 +129,42 @@ def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
     }
 
 
-def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int) -> list[dict]:
-    """One row an item and metric: task, item, metric, value. Raises ValueError when a request does not get one BOS."""
+def task_facts(task, limit: int | None) -> dict:
+    """What makes a task's score comparable: its version, examples a prompt, and hashes of its wording and of its items."""
+    worded = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "fewshot_delimiter")
+    told = {key: str(getattr(task.config, key)) for key in (*worded, "output_type", "metric_list", "generation_kwargs")}
+    told = {key: value if " at 0x" not in value else "code" for key, value in told.items()}
+    items = list(task.eval_docs)[:limit]
+    fewshot = task.config.num_fewshot or 0
+    return {
+        "task": task.config.task,
+        "version": (task.config.metadata or {}).get("version"),
+        "fewshot": fewshot,
+        "items": len(items),
+        "task_hash": files.sha256_json([told, fewshot])[:16],
+        "items_hash": files.sha256_json([{k: str(v) for k, v in item.items()} for item in items])[:16],
+    }
+
+
+def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max_length: int) -> str:
+    """Under which a model's scores are kept: the model's content, the tasks', and whatever else may change a score."""
+    import lm_eval
+
+    facts = [task_facts(task, limit) for task in tasks]
+    return files.sha256_json([identity, facts, limit, seed, max_length, lm_eval.__version__, files.sha256_file(Path(__file__))])[
+        :32
+    ]
+
+
+def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int, max_length: int = 512) -> list[dict]:
+    """One row an item and metric: task, item, metric, value, reply. Requests are batched by length, longest first.
+
+    Raises ValueError when a request does not get exactly one BOS. A metric that is no number an item is left out.
+    """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True, max_length=512)
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True, max_length=max_length)
     ids = harness.tok_encode("a text")
     if ids.count(tokenizer.bos_token_id) != 1 or ids[0] != tokenizer.bos_token_id:
         raise ValueError(f"the harness does not give a request exactly one BOS: {ids}")
@@ -99,21 +177,48 @@ def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, 
         random_seed=seed,
         numpy_random_seed=seed,
         torch_random_seed=seed,
+        fewshot_random_seed=seed,
     )
+    return [
+        {"task": task, "item": sample["doc_id"], "metric": metric, "value": float(sample[metric]), "reply": _reply(sample)}
+        for task, samples in results["samples"].items()
+        for sample in sorted(samples, key=lambda s: s["doc_id"])
+        for metric in sample["metrics"]
+        if isinstance(sample[metric], int | float)
+    ]
+
+
+def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, seed: int) -> list[dict]:
+    """One row a task, metric and pair (before, after) of models: the difference on the same items, with its interval."""
+    words = {"shown": "higher", "opposite": "lower", "not shown": "no difference shown"}
+    values = {(r["model"], r["task"], r["metric"], r["item"]): r["value"] for r in scores}
     rows = []
-    for task, samples in results["samples"].items():
-        for sample in sorted(samples, key=lambda s: s["doc_id"]):
-            for metric in sample["metrics"]:
-                rows.append(
-                    {
-                        "task": task,
-                        "item": sample["doc_id"],
-                        "metric": metric,
-                        "value": float(sample[metric]),
-                        "reply": _reply(sample),
-                    }
-                )
+    for task, metric in sorted({(r["task"], r["metric"]) for r in scores}):
+        for before, after in pairs:
+            items = [i for (m, t, k, i) in values if (m, t, k) == (before, task, metric)]
+            old, new = ([values[m, task, metric, i] for i in items] for m in (before, after))
+            difference, low, high = bootstrap_difference(new, old, **intervals, seed=seed)
+            row = {"task": task, "metric": metric, "before": before, "after": after, "difference": difference}
+            rows.append(row | {"low": low, "high": high, "n": len(items), "verdict": words[verdict(difference, low, high)]})
     return rows
+
+
+def calibration(means: dict[tuple[str, str], tuple[float, float, float]]) -> list[dict]:
+    """OpenLLaMA's published rows beside ours of the base: `means` maps (task, metric) to (mean, low, high)."""
+    return [
+        {
+            "task": task,
+            "metric": metric,
+            "published": value,
+            "ours": ours[0],
+            "low": ours[1],
+            "high": ours[2],
+            "inside": ours[1] <= value <= ours[2],
+        }
+        for task, metrics in PUBLISHED.items()
+        for metric, value in metrics.items()
+        if (ours := means.get((task, metric)))
+    ]
 
 
 def _reply(sample: dict) -> str:

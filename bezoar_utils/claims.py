@@ -1,6 +1,8 @@
 """The paper's claims as tests on paired items. Thresholds were set before the runs they judge."""
 
-from .stats import bootstrap_difference, no_loss_verdict, verdict
+from pathlib import Path
+
+from .stats import bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
 
 BASE, SFT, HH, DPO = "base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"
 
@@ -29,6 +31,89 @@ NOT_REPRODUCED = [
 ]
 
 
+MARKS = ("P", "C", "A", "S", "I", "X")
+PAPER_COLUMNS = ("measure", "value", "mark", "source")
+ARTIFACTS = {  # chapter -> what its claims were computed from
+    "50_dpo": "sampled_replies.parquet",
+    "60_benchmarks": "scores.parquet",
+    "61_mt_bench": "answers.parquet",
+    "75_filter": "scores.parquet",
+}
+
+
+def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int) -> dict[str, dict]:
+    """What the paper's tables would hold, as measured here: `task/metric/model` and `two-turn grade/model`, each with value,
+    interval, n and unit."""
+    values: dict[str, list[float]] = {}
+    for row in scores:
+        values.setdefault(f"{row['task']}/{row['metric']}/{row['model']}", []).append(row["value"])
+    for row in grades:
+        if row["rating"] is not None and row["rating"] == row["rating"]:
+            values.setdefault(f"two-turn grade/{row['model']}", []).append(row["rating"])
+    found = {}
+    for name, some in values.items():
+        mean, low, high = bootstrap_mean(some, **intervals, seed=seed)
+        found[name] = {"value": mean, "low": low, "high": high, "n": len(some), "unit": "grade" if max(some) > 1 else "share"}
+    return found
+
+
+def read_paper_values(path: Path) -> dict[str, dict]:
+    """What is known of the paper's tables: measure -> {value, mark, source}, from a csv that anyone can fill.
+
+    Raises ValueError naming file, line and column for a missing column, a value that is no number, an unknown mark (one of
+    `MARKS`), a row without a source, and a measure that stands there twice.
+    """
+    import csv
+
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if tuple(rows.fieldnames or ()) != PAPER_COLUMNS:
+            raise ValueError(
+                f"{path.name}: columns must be {', '.join(PAPER_COLUMNS)}, not {', '.join(rows.fieldnames or ['none'])}"
+            )
+        known: dict[str, dict] = {}
+        for row in rows:
+            at = f"{path.name}, line {rows.line_num}"
+            try:
+                value = float(row["value"] or "")
+            except ValueError:
+                raise ValueError(f"{at}: value {row['value']!r} is no number") from None
+            if row["mark"] not in MARKS:
+                raise ValueError(f"{at}: mark {row['mark']!r} is none of {', '.join(MARKS)}")
+            if not row["source"]:
+                raise ValueError(f"{at}: a value of the paper needs its source")
+            if row["measure"] in known:
+                raise ValueError(f"{at}: {row['measure']!r} stands there twice")
+            known[row["measure"]] = {"value": value, "mark": row["mark"], "source": row["source"]}
+    return known
+
+
+def paper_and_ours(ours: dict[str, dict], paper: dict[str, dict]) -> list[dict]:
+    """One row a measure of either side; a cell nobody knows is empty and the last column says why."""
+    rows = []
+    for name in [*ours, *(n for n in paper if n not in ours)]:
+        mine, theirs = ours.get(name), paper.get(name)
+        why = "another base, data and judge than the paper's: compare the direction only"
+        if mine is None:
+            why = "not measured in this run"
+        elif theirs is None:
+            why = "the paper's value is not known to us"
+        rows.append(
+            {
+                "measure": name,
+                "paper": theirs and theirs["value"],
+                "mark": theirs["mark"] if theirs else "U",
+                "ours": mine and mine["value"],
+                "low": mine and mine["low"],
+                "high": mine and mine["high"],
+                "n": mine and mine["n"],
+                "difference": mine["value"] - theirs["value"] if mine and theirs else None,
+                "why": f"{why} ({theirs['source']})" if theirs else why,
+            }
+        )
+    return rows
+
+
 def test_all(
     scores: list[dict], ablation: list[dict], sampled: list[dict], grades: list[dict], samples: int, confidence: float, seed: int
 ) -> list[dict]:
@@ -50,6 +135,7 @@ def test_all(
             "unit": unit,
             "verdict": judge(difference, low, high, limit),
             "chapter": chapter,
+            "artifact": f"{chapter}/{ARTIFACTS[chapter]}",
         }
 
     def found(model):

@@ -235,3 +235,18 @@ def save_model(model, tokenizer, folder: Path) -> None:
     tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     GenerationConfig(**tokens, do_sample=True).save_pretrained(folder)
     files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})
+
+
+def require_template(folder: Path) -> Path:
+    """The checkpoint's folder. Raises ValueError when it carries no prompt template, or another than the study's: asked in a
+    form that it was not trained on, a model would be measured wrong and nobody would see it."""
+    from .template import DEFAULT_SYSTEM, TEMPLATE
+
+    path = folder / "prompt_template.json"
+    if not path.exists():
+        raise ValueError(
+            f"{folder.name} has no prompt_template.json beside its weights: in which form it wants to be asked is unknown"
+        )
+    if files.read_json(path) != {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM}:
+        raise ValueError(f"{folder.name} was trained with another prompt template than this study's; see its prompt_template.json")
+    return folder

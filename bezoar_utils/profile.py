@@ -155,6 +155,9 @@ class BaseModelSource(Section):
     licence: str
 
 
+Checkpoints = Annotated[dict[str, BaseModelSource], Field(min_length=2)]  # the first is the base; each later one follows it
+
+
 class Lora(Section):
     r: Positive
     alpha: Positive
@@ -307,6 +310,8 @@ class Dpo(Recipe):
 class Benchmarks(Section):
     limit: Positive | None
     batch_size: Positive
+    fewshot: dict[str, Count]
+    max_length: Annotated[int, Field(ge=16)]
 
 
 class MtBench(Section):
@@ -384,6 +389,7 @@ class Profile(Section):
     preference_rows: Source
     hh_sft: HhSft
     dpo: Dpo
+    checkpoints: Checkpoints
     evaluation: Evaluation
     benchmarks: Benchmarks
     mt_bench: MtBench
@@ -416,8 +422,8 @@ STAGES = {
     "30_sft": ("sft", ("base_model", "launch", "lora", "quantisation")),
     "40_hh_sft": ("hh_sft", ("preference_rows", "launch", "lora", "quantisation")),
     "50_dpo": ("dpo", ("preference_rows", "launch", "lora", "quantisation", "judge", "intervals")),
-    "60_benchmarks": ("benchmarks", ("evaluation", "base_model", "intervals")),
-    "61_mt_bench": ("mt_bench", ("evaluation", "base_model", "judge", "intervals")),
+    "60_benchmarks": ("benchmarks", ("evaluation", "checkpoints", "intervals")),
+    "61_mt_bench": ("mt_bench", ("evaluation", "checkpoints", "judge", "intervals")),
     "70_loss_charts": ("charts", ("intervals",)),
     "75_filter": ("filter_test", ("evaluation", "base_model", "launch", "lora", "quantisation", "intervals")),
     "80_ablations": (

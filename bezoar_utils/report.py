@@ -178,8 +178,8 @@ def headline_figures(records: dict) -> list:
 def provenance(record: dict) -> str:
     """Where a chapter's numbers come from: its `stage.json` as a folded table."""
     rows = [(key, record[key]) for key in ("finished", "git_commit", "git_dirty", "notebook", "seed", "wall_seconds")]
-    for part in ("parameters", "inputs", "outputs", "code"):
-        rows += [(f"{part}: {name}", value) for name, value in record[part].items()]
+    for part in ("parameters", "notes", "inputs", "outputs", "code"):
+        rows += [(f"{part}: {name}", value) for name, value in record.get(part, {}).items()]
     return render("provenance.html.j2", rows=rows)
 
 

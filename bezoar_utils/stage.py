@@ -47,6 +47,7 @@ class Stage:
     started: float = field(default_factory=time.time)
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
+    notes: dict[str, object] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "calls": 0, "cost_usd": 0.0})
     _reported: float = 0.0
     _open: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -100,6 +101,10 @@ class Stage:
         """A headline number of this stage, for reports and `metrics.json`."""
         self.metrics[name] = {"value": value, "low": low, "high": high, "n": n, "unit": unit}
 
+    def note(self, name: str, value) -> None:
+        """A fact about how this stage did what it did (a library's version, a task's hash), kept in `stage.json`."""
+        self.notes[name] = value
+
     def spend(self, tokens: int = 0, calls: int = 0, cost_usd: float = 0.0) -> None:
         for key, amount in (("tokens", tokens), ("calls", calls), ("cost_usd", cost_usd)):
             self.counts[key] += amount
@@ -126,6 +131,7 @@ class Stage:
             "outputs": _hash_outputs(self.folder),
             "code": _helper_hashes(self.started),
             "metrics": self.metrics,
+            "notes": self.notes,
             "counts": self.counts,
             "versions": _versions(),
             "seed": self.parameters["seed"],

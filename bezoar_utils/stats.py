@@ -55,7 +55,8 @@ def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -
 
 
 def no_loss_verdict(difference: float, low: float, high: float, at_most: float) -> str:
-    """For claims of the kind "loses at most x": shown when the difference stays above -x, opposite when all of it is below."""
+    """For claims of the kind "loses at most x": shown when the whole interval lies above -x, opposite when all of it is
+    below; "not shown" otherwise. (A difference near zero with a wide interval shows nothing.)"""
     if high < -at_most:
         return "opposite"
-    return "shown" if difference >= -at_most else "not shown"
+    return "shown" if low >= -at_most else "not shown"

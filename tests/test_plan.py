@@ -81,5 +81,12 @@ def test_every_hub_source_of_a_full_profile_is_pinned(name):
     assert all(len(source.get("revision") or "") == 40 or source["expect_prefix"] for source in found)
 
 
+def test_the_released_checkpoints_are_pinned_and_nothing_is_trained():
+    profile = load_profile("checkpoints")
+    assert profile.stages == ["60_benchmarks", "61_mt_bench"] and len(profile.evaluation.tasks) == 10
+    assert list(profile.checkpoints) == ["base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"]
+    assert all(len(checkpoint.revision or "") == 40 for checkpoint in profile.checkpoints.values())
+
+
 def test_the_paper_profile_draws_as_many_orca_queries_as_were_released():
     assert sum(load_profile("paper").orca.per_collection.values()) == 5517

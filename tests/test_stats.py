@@ -44,7 +44,13 @@ def test_verdict_of_a_gain(numbers, at_least, word):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "word"), [((-0.02, -0.06, 0.02), "shown"), ((-0.07, -0.1, -0.04), "not shown"), ((-0.2, -0.3, -0.1), "opposite")]
+    ("numbers", "word"),
+    [
+        ((-0.02, -0.04, 0.02), "shown"),
+        ((-0.02, -0.06, 0.02), "not shown"),
+        ((-0.07, -0.1, -0.04), "not shown"),
+        ((-0.2, -0.3, -0.1), "opposite"),
+    ],
 )
 def test_verdict_of_no_loss(numbers, word):
     assert no_loss_verdict(*numbers, 0.05) == word
@@ -117,3 +123,51 @@ def test_a_failed_judgement_leaves_its_pair_out_of_both_sides():
     grades[0]["rating"] = None
     by_id = {c["id"]: c for c in claims.test_all(scores, ablation, sampled, grades, 200, 0.95, 0)}
     assert by_id["chat_sft_over_base"]["n"] == 199
+
+
+GRADES = [{"model": "base", "rating": 2}, {"model": "base", "rating": 4}, {"model": "base", "rating": None}]
+
+
+def test_our_side_of_the_papers_tables_has_an_interval_and_leaves_failures_out():
+    ours = claims.measures(
+        [{"task": "t", "metric": "acc", "model": "base", "value": v} for v in (0.0, 1.0)],
+        GRADES,
+        {"samples": 200, "confidence": 0.95},
+        0,
+    )
+    assert ours["t/acc/base"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "unit": "share"}
+    assert (ours["two-turn grade/base"]["value"], ours["two-turn grade/base"]["n"]) == (3.0, 2)
+
+
+def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):
+    path = tmp_path / "paper_values.csv"
+    path.write_text("measure,value,mark,source\nt/acc/base,0.4,S,somewhere\nnever/acc/base,0.1,S,elsewhere\n")
+    ours = {name: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "unit": "share"} for name in ("t/acc/base", "u/acc/base")}
+    both, mine, theirs = claims.paper_and_ours(ours, claims.read_paper_values(path))
+    assert (both["paper"], both["ours"], both["mark"]) == (0.4, 0.5, "S") and both["difference"] == pytest.approx(0.1)
+    assert (mine["paper"], mine["mark"], mine["difference"]) == (None, "U", None) and "not known" in mine["why"]
+    assert theirs["ours"] is None and "not measured in this run" in theirs["why"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("measure,value\n", "columns must be measure, value, mark, source"),
+        ("", "columns must be .*, not none"),
+        ("measure,value,mark,source\na,many,S,x\n", "line 2: value 'many' is no number"),
+        ("measure,value,mark,source\na\n", "line 2: value None is no number"),
+        ("measure,value,mark,source\na,1,Z,x\n", "line 2: mark 'Z' is none of P, C"),
+        ("measure,value,mark,source\na,1,S,\n", "line 2: a value of the paper needs its source"),
+        ("measure,value,mark,source\na,1,S,x\na,2,S,x\n", "line 3: 'a' stands there twice"),
+    ],
+)
+def test_a_csv_of_the_papers_values_that_cannot_be_trusted_is_refused(tmp_path, text, said):
+    (tmp_path / "paper_values.csv").write_text(text)
+    with pytest.raises(ValueError, match=said):
+        claims.read_paper_values(tmp_path / "paper_values.csv")
+
+
+def test_the_committed_csv_of_the_papers_values_can_be_read():
+    from bezoar_utils.profile import CODE
+
+    claims.read_paper_values(CODE / "profiles" / "paper_values.csv")
