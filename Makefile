@@ -52,7 +52,7 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 
 help: ## this list
 	@echo "The OpenBezoar study. Usage: make TARGET [PROFILE=$(PROFILE)]"; echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-16s %s\n" "$$t" "$$d"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-18s %s\n" "$$t" "$$d"; done
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"

@@ -125,6 +125,85 @@ def is_number(value) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
+# ------------------------------------------------------------------------------------- the table of REPRODUCING.md
+
+
+class Row(NamedTuple):
+    """A number of the study: the claim it stands for, the chapter that measures it, its metric and the artifact behind it.
+
+    A claim's paired difference is reckoned in 90_findings from what its chapter has measured.
+    """
+
+    claim: str
+    chapter: str
+    metric: str
+    artifact: str
+
+    @property
+    def stage(self) -> str:
+        return self.metric.split("/")[0]
+
+
+CLAIMS = "90_findings/claims.json"
+ROWS = [
+    Row("LaMini's way of writing instructions gives rows", "10_lamini", "10_lamini/rows", "10_lamini/lamini.parquet"),
+    Row("Orca's way of asking for explanations gives rows", "11_orca", "11_orca/rows", "11_orca/orca.parquet"),
+    Row(
+        "Evol-Instruct gives rows that its rules let live",
+        "12_evol_instruct",
+        "12_evol_instruct/rows",
+        "12_evol_instruct/evol.parquet",
+    ),
+    Row(
+        "The judge accepts a part of them", "20_judge_filter", "20_judge_filter/accept_rate_all", "20_judge_filter/judged_*.parquet"
+    ),
+    Row(
+        "Merged onto the dequantised base, it is the model that was trained",
+        "30_sft",
+        "30_sft/merge_difference_dequantised",
+        "30_sft/summary.json",
+    ),
+    Row("Instruction tuning makes the base answer", "60_benchmarks", "90_findings/sft_over_base", CLAIMS),
+    Row("Filtered rows train better than unfiltered ones", "75_filter", "90_findings/filter_over_unfiltered", CLAIMS),
+    Row("… and better than as many chosen at random", "75_filter", "90_findings/filter_over_random", CLAIMS),
+    Row("DPO tells chosen from rejected replies it has not seen", "50_dpo", "50_dpo/reward_accuracy", "50_dpo/log.csv"),
+    Row("DPO moves replies to the preferred manner", "50_dpo", "90_findings/dpo_preferred", CLAIMS),
+    Row("DPO keeps the answers right", "50_dpo", "90_findings/dpo_keeps_answers", CLAIMS),
+    Row("The tuned model converses better than the base", "61_mt_bench", "90_findings/chat_sft_over_base", CLAIMS),
+    Row("DPO does not make conversation worse", "61_mt_bench", "90_findings/chat_dpo_over_hh", CLAIMS),
+    Row("The DPO checkpoint converses best of the family", "61_mt_bench", "90_findings/dpo_best_of_family", CLAIMS),
+]
+
+
+def expected_table(metrics: dict[str, dict], timings: dict[str, float]) -> str:
+    """The rows above as Markdown, with the values and times of the reference. Raises MetricsError naming a missing metric."""
+    lines = [
+        "| claim | chapter | command | artifact in `runs/mini/` | time, cost | expected | tolerance |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in ROWS:
+        if row.metric not in metrics:
+            raise MetricsError(f"REPRODUCING.md speaks of {row.metric}, which the run did not measure (ROWS in reference.py)")
+        value, unit = metrics[row.metric]["value"], metrics[row.metric]["unit"]
+        command = f"`make runs/mini/{row.stage}/stage.json`"
+        numbers = f"{shown(value)} {unit} | ± {tolerance(unit).allows(value):.3g}"
+        effort = f"{minutes_from_nothing(row.stage, timings)} min, 0 USD"
+        lines.append(f"| {row.claim} | `{row.chapter}` | {command} | `{row.artifact}` | {effort} | {numbers} |")
+    return "\n".join(lines)
+
+
+def shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
+def minutes_from_nothing(stage: str, timings: dict[str, float]) -> int:
+    """All chapters up to this one, one after another, in minutes, rounded up."""
+    return math.ceil(sum(seconds for name, seconds in timings.items() if name <= stage and name not in APART) / 60)
+
+
+# ------------------------------------------------------------------------------------------------------------- command
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.reference")
     parser.add_argument("--profile", default="mini")
