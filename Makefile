@@ -35,7 +35,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report reference check-reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -52,7 +52,7 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 
 help: ## this list
 	@echo "The OpenBezoar study. Usage: make TARGET [PROFILE=$(PROFILE)]"; echo
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-14s %s\n" "$$t" "$$d"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-18s %s\n" "$$t" "$$d"; done
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
@@ -109,7 +109,7 @@ ablations-stage: $(APART:%=$(RUN)/%/stage.json)
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE)
 
-reference: setup ## make this profile's report the committed one, and put its claims into the README (for maintainers)
+reference: setup ## make this profile's report the committed one, and put its numbers into README.md and REPRODUCING.md (for maintainers)
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference
 
 plan: setup ## what would run and why; calls, tokens, cost and time, before anything is spent
@@ -117,6 +117,9 @@ plan: setup ## what would run and why; calls, tokens, cost and time, before anyt
 
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)
+
+check-reference: setup ## compare this profile's metrics with the committed reference's, within stated tolerances
+	@$(PY) -m bezoar_utils.reference --profile $(PROFILE)
 
 publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name would upload; with CONFIRM=yes upload it (HF_TOKEN)
 	@$(PY) -m bezoar_utils.publish --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --repo "$(REPO)" $(if $(filter yes,$(CONFIRM)),--confirm)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import files
 from .profile import ROOT, STAGES
+from .reference import expected_table
 from .stage import RUNS
 
 TEMPLATE = Path(__file__).parent / "report_template"
@@ -196,14 +197,23 @@ def results_table(claims: list[dict]) -> str:
 
 
 def write_reference(profile: str) -> None:
-    """Make this profile's report the committed one, and put its claims into the README."""
-    reference, readme = REPORTS / "reference", ROOT / "README.md"
+    """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
+    reference, made = REPORTS / "reference", REPORTS / profile
+    results = results_table(files.read_json(RUNS / profile / "90_findings" / "claims.json"))
+    expected = expected_table(files.read_json(made / "metrics.json"), files.read_json(made / "timings.json"))
     shutil.rmtree(reference, ignore_errors=True)
-    shutil.copytree(REPORTS / profile, reference)
-    table = results_table(files.read_json(RUNS / profile / "90_findings" / "claims.json"))
-    before, _, after = readme.read_text().partition("<!-- results -->")
-    after = after.partition("<!-- /results -->")[2]
-    files.write_bytes(readme, f"{before}<!-- results -->\n{table}\n<!-- /results -->{after}".encode())
+    shutil.copytree(made, reference)
+    put_between(ROOT / "README.md", "results", results)
+    put_between(ROOT / "REPRODUCING.md", "expected", expected)
+
+
+def put_between(page: Path, mark: str, text: str) -> None:
+    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->`. Raises ValueError when the page lacks them."""
+    before, begin, rest = page.read_text().partition(f"<!-- {mark} -->")
+    _, end, after = rest.partition(f"<!-- /{mark} -->")
+    if not (begin and end):
+        raise ValueError(f"{page.name} has no <!-- {mark} --> … <!-- /{mark} -->")
+    files.write_bytes(page, f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}".encode())
 
 
 def main(arguments: list[str] | None = None) -> int:

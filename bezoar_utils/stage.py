@@ -60,7 +60,7 @@ class Stage:
         upstream, _, name = reference.partition("/")
         if self.reads is not None and upstream not in self.reads:
             raise StageError(f"{self.name} reads {reference}, but the Makefile does not list {upstream} among its reads")
-        folder = _finished_folder(self.profile, upstream)
+        folder = finished_folder(self.profile, upstream)
         recorded = files.read_json(folder / "stage.json")["outputs"]
         matching = {f: r["sha256"] for f, r in recorded.items() if f == name or f.startswith(f"{name}/")}
         if not matching:
@@ -163,7 +163,8 @@ def open_stage(name: str, namespace: dict) -> Stage:
     return Stage(name, profile, parameters, folder, tuple(reads.split()) if reads is not None else None)
 
 
-def _finished_folder(profile: str, stage: str) -> Path:
+def finished_folder(profile: str, stage: str) -> Path:
+    """Where a finished stage lies. Raises StageError, saying what to run, when it is not finished."""
     candidates = [RUNS / profile / stage, RUNS / profile / "explore" / stage]
     for folder in candidates[: 1 if os.environ.get("BEZOAR_READS") is not None else 2]:
         if (folder / "stage.json").exists():

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from bezoar_utils import explore
 from bezoar_utils.profile import CODE, load_profile, stage_parameters
 
 FIRST, SECOND = "10_lamini", "20_judge_filter"
@@ -177,8 +178,22 @@ def test_a_typing_error_in_the_profile_is_one_line_before_anything_runs(study):
     assert "error: tiny: unknown key dop" in result.stderr
 
 
+def test_a_branched_run_runs_what_its_change_touches_and_nothing_before_it(study, monkeypatch):
+    study()
+    monkeypatch.setattr(explore, "RUNS", study.folder / "runs")
+    (study.folder / "profiles" / "mine.yaml").write_text("extends: tiny\njudge_filter: {ngram: 9}\n")
+    assert explore.branch("tiny", "mine", SECOND) == [FIRST]
+    assert explore.branch("tiny", "mine", SECOND) == [], "what is there stays"
+    kept = study.proof(SECOND).read_bytes()
+    result = study(f"runs/mine/{SECOND}/stage.json", "PROFILE=mine")
+    assert result.returncode == 0 and started(result) == [SECOND], result.stderr
+    assert study.proof(SECOND).read_bytes() == kept
+    record = json.loads((study.folder / "runs" / "mine" / SECOND / "stage.json").read_text())
+    assert record["profile"] == "mine" and record["parameters"]["ngram"] == 9
+
+
 def test_make_alone_prints_every_target(study):
     result = study("help")
-    for target in ("reproduce", "test", "lab", "report", "verify", "plan", "clean", "clean-paid", "ablations"):
+    for target in ("reproduce", "test", "lab", "report", "verify", "plan", "clean", "clean-paid", "ablations", "check-reference"):
         assert f"\n  {target} " in result.stdout
     assert "mini" in result.stdout and "no money" in result.stdout

@@ -5,15 +5,28 @@ import sys
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
+from bezoar_utils import files
 from bezoar_utils.profile import CODE, STAGES, load_profile, stage_parameters
 from bezoar_utils.run import literal_assignments
 
-NOTEBOOKS = sorted((CODE / "notebooks").glob("*.ipynb"))
+EXPLORE = CODE / "notebooks" / "explore.ipynb"  # no stage: it looks around in a finished run
+NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p != EXPLORE)
 
 
 def test_there_is_one_chapter_a_stage():
     assert [p.stem for p in NOTEBOOKS] == list(STAGES)
+
+
+def test_the_exploring_notebook_is_valid_stripped_and_has_short_cells():
+    notebook = nbformat.read(EXPLORE, 4)
+    nbformat.validate(notebook)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert all(not c.outputs and c.execution_count is None for c in code)
+    assert notebook.cells[0].cell_type == "markdown"
+    lengths = sorted(len(c.source.splitlines()) for c in code)
+    assert lengths[len(lengths) // 2] <= 10 and lengths[-1] <= 40
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -37,13 +50,15 @@ def test_a_chapter_is_valid_stripped_and_tells_its_story(path):
     assert lengths[len(lengths) // 2] <= 10 and lengths[-1] <= 40
 
 
-def test_every_chapter_runs_on_its_own_defaults_in_order(tmp_path):
-    """nbval, in a folder of its own, as somebody opening the chapters one after another in JupyterLab would run them."""
+@pytest.fixture(scope="module")
+def opened_in_order(tmp_path_factory):
+    """(folder, environment, nbval's result): all chapters in a folder of their own, one after another, as in JupyterLab."""
+    folder = tmp_path_factory.mktemp("study")
     for name in ("profiles", "notebooks"):
-        (tmp_path / name).symlink_to(CODE / name)
+        (folder / name).symlink_to(CODE / name)
     environment = {k: v for k, v in os.environ.items() if k != "BEZOAR_READS"}
     environment |= {
-        "BEZOAR_HOME": str(tmp_path),
+        "BEZOAR_HOME": str(folder),
         "PYTHONPATH": str(CODE),
         "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     }
@@ -58,9 +73,30 @@ def test_every_chapter_runs_on_its_own_defaults_in_order(tmp_path):
         "--nbval-kernel-name=python3",
         *map(str, NOTEBOOKS),
     ]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    return folder, environment, subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def test_every_chapter_runs_on_its_own_defaults_in_order(opened_in_order):
+    folder, _, result = opened_in_order
     assert result.returncode == 0, result.stdout[-6000:]
-    explored = tmp_path / "runs" / "tiny" / "explore"
+    explored = folder / "runs" / "tiny" / "explore"
     assert [s for s in STAGES if not (explored / s / "stage.json").exists()] == []
     claims = json.loads((explored / "90_findings" / "claims.json").read_text())
     assert len(claims) == 8 and {c["verdict"] for c in claims} <= {"shown", "not shown", "opposite"}
+
+
+def test_the_exploring_notebook_runs_on_a_finished_tiny_run_and_changes_nothing_in_it(opened_in_order):
+    folder, environment, _ = opened_in_order
+    before = contents(folder / "runs")
+    notebook = nbformat.read(EXPLORE, 4)
+    NotebookClient(notebook, timeout=300, kernel_name="python3").execute(cwd=str(folder), env=environment)
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.get("text", "") for output in shown)
+    assert "exploring runs/tiny" in printed and "nothing was run: set RUN = True" in printed
+    markup = "".join(output.get("data", {}).get("text/html", "") for output in shown)
+    assert all(said in markup for said in ("OpenBezoar-HH-RLHF-DPO", "the judge wrote", "trained stands in", "no verdict"))
+    assert contents(folder / "runs") == before
+
+
+def contents(folder):
+    return {path: files.sha256_file(path) for path in folder.rglob("*") if path.is_file()}

@@ -1,0 +1,278 @@
+"""A run against the committed reference: what may move, what may not, and what is said of it."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from bezoar_utils import files, reference, report
+from bezoar_utils.claims import DPO, HH, SFT
+from bezoar_utils.profile import CODE, STAGES
+from bezoar_utils.reference import MetricsError, compare, expected_table, read_metrics, tolerance
+
+COMMITTED = read_metrics(CODE / "reports" / "reference" / "metrics.json")
+
+
+def metric(value, unit="share of items", n=320):
+    return {"value": value, "low": None, "high": None, "n": n, "unit": unit}
+
+
+def problems(before, after, unit="share of items"):
+    return compare({"50_dpo/x": metric(before, unit)}, {"50_dpo/x": metric(after, unit)}).problems
+
+
+# ------------------------------------------------------------------------------------------------------------- moves
+
+
+def test_the_reference_agrees_with_itself_to_the_last_bit():
+    result = compare(COMMITTED, COMMITTED)
+    assert (result.problems, result.notes, result.equal) == ([], [], len(COMMITTED))
+    assert set(result.moves.values()) == {0.0}
+
+
+def test_a_metric_within_its_tolerance_is_no_problem_and_its_move_is_known():
+    result = compare({"50_dpo/x": metric(0.5)}, {"50_dpo/x": metric(0.56)})
+    assert result.problems == [] and result.equal == 0
+    assert result.moves["50_dpo/x"] == pytest.approx(0.5), "half of what it may"
+
+
+def test_a_metric_that_moved_is_named_with_both_values_the_move_and_the_reason():
+    (line,) = problems(0.81, 0.5, "share of pairs")
+    assert line.startswith("50_dpo/x: moved from 0.81 to 0.5 (-0.31; allowed ±0.12: three standard errors")
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "near", "far"),
+    [
+        ("parameters", 2066112, 2066112, 2066113),
+        ("rows", 687, 600, 500),
+        ("rows", 4, 2, 0),
+        ("share", 0.55, 0.45, 1.0),
+        ("share of replies", 0.73, 0.65, 0.58),
+        ("share of prompts", 1.0, 0.8, 0.6),
+        ("grade 1-10", 5.8, 4.9, 1.4),
+        ("grade points", 4.4, 3.9, 0.0),
+        ("nats per reply", -0.33, -0.40, -2.8),
+        ("relative logit norm", 0.004, 0.008, 0.055),
+        ("Cohen's kappa", 0.56, 0.45, 0.0),
+        ("difference of strict_match", 0.14, 0.05, -0.2),
+    ],
+)
+def test_each_unit_has_room_for_another_draw_and_none_for_a_broken_stage(unit, before, near, far):
+    assert problems(before, near, unit) == [] and len(problems(before, far, unit)) == 1
+
+
+def changed(**values):
+    return COMMITTED | {name: COMMITTED[name] | {"value": value} for name, value in values.items()}
+
+
+def as_if(broken, of):
+    """The metrics of a checkpoint that came out as the one before it."""
+    return {name: COMMITTED[name.replace(broken, of)]["value"] for name in COMMITTED if name.endswith(f"/{broken}")}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        as_if(SFT, "base"),
+        as_if(HH, "base"),
+        {"50_dpo/reward_accuracy": 0.5},
+        {"20_judge_filter/accept_rate_all": 1.0},
+        {"20_judge_filter/accept_rate_all": 0.0},
+        {"10_lamini/rows": 0},
+        {"30_sft/merge_difference_dequantised": 0.5},
+        as_if(DPO, "base"),
+    ],
+    ids=[
+        "SFT learned nothing",
+        "HH-SFT lost all",
+        "DPO learned nothing",
+        "accepts all",
+        "refuses all",
+        "no rows",
+        "bad merge",
+        "DPO lost all",
+    ],
+)
+def test_a_broken_stage_is_seen_against_the_committed_reference(values):
+    assert compare(COMMITTED, changed(**values)).problems
+
+
+# ------------------------------------------------------------------------------------------- other files, other metrics
+
+
+def test_a_metric_that_is_gone_fails_and_one_that_is_new_is_noted():
+    result = compare({"50_dpo/a": metric(1.0), "50_dpo/b": metric(1.0)}, {"50_dpo/a": metric(1.0), "50_dpo/c": metric(1.0)})
+    assert result.problems == ["gone: 50_dpo/b"] and result.notes == ["new: 50_dpo/c, which the reference lacks"]
+
+
+def test_a_stage_that_was_not_run_fails_once_unless_it_stands_apart():
+    before = {name: metric(1.0) for name in ("50_dpo/a", "60_benchmarks/a", "60_benchmarks/b", "80_ablations/a")}
+    result = compare(before, {"50_dpo/a": metric(1.0)})
+    assert result.problems == ["not run: 60_benchmarks, which the reference has"]
+    assert result.notes == ["not compared: 80_ablations was not run"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "0.5"])
+def test_what_is_no_number_is_a_problem(value):
+    (line,) = problems(0.5, value)
+    assert "no number to compare" in line
+
+
+def test_another_unit_and_an_unknown_one_are_problems():
+    result = compare({"50_dpo/x": metric(0.5)}, {"50_dpo/x": metric(50, "percent")})
+    assert result.problems == ["50_dpo/x: is in 'percent', the reference in 'share of items'"]
+    assert "no tolerance is known for the unit 'percent'" in problems(50, 50, "percent")[0]
+
+
+def test_files_without_a_metric_in_common_do_not_agree():
+    assert compare({"80_ablations/a": metric(1.0)}, {"50_dpo/a": metric(1.0)}).problems == ["no metric is in both files"]
+
+
+def test_what_is_no_metrics_file_is_one_clear_line(tmp_path):
+    path = tmp_path / "mine" / "metrics.json"
+    with pytest.raises(MetricsError, match=r"there is no metrics.json in .*mine: run `make reproduce PROFILE=mine` first"):
+        read_metrics(path)
+    path.parent.mkdir()
+    for text, said in (
+        ("{", "damaged"),
+        ("[]", "another version"),
+        ("{}", "another version"),
+        ('{"a": {"value": 1}}', "another version"),
+    ):
+        path.write_text(text)
+        with pytest.raises(MetricsError, match=said) as error:
+            read_metrics(path)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_unit_a_chapter_measures_in_has_a_tolerance(stage):
+    cells = [c for c in nbformat.read(CODE / "notebooks" / f"{stage}.ipynb", 4).cells if c.cell_type == "code"]
+    calls = [node for c in cells for node in ast.walk(ast.parse(c.source)) if isinstance(node, ast.Call)]
+    given = [k.value for call in calls for k in call.keywords if k.arg == "unit"]
+    units = [node.value for node in given if isinstance(node, ast.Constant)]
+    units += [node.values[0].value for node in given if isinstance(node, ast.JoinedStr)]  # how a composed one begins
+    assert [unit for unit in units if tolerance(unit) is None] == []
+
+
+def test_every_unit_of_the_committed_reference_has_a_tolerance():
+    assert {m["unit"] for m in COMMITTED.values() if tolerance(m["unit"]) is None} == set()
+
+
+# ----------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def two_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "REPORTS", tmp_path)
+    monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference" / "metrics.json")
+
+    def put(expected, found):
+        files.write_json(tmp_path / "reference" / "metrics.json", {"50_dpo/x": metric(expected)})
+        files.write_json(tmp_path / "mine" / "metrics.json", {"50_dpo/x": metric(found), "50_dpo/y": metric(1.0)})
+        return reference.main(["--profile", "mine"])
+
+    return put
+
+
+def test_the_command_says_how_well_they_agree(two_files, capsys):
+    assert two_files(0.5, 0.53) == 0
+    said = capsys.readouterr()
+    assert (
+        "1 metrics agree with the reference, 0 of them to the last bit" in said.out
+        and "25% of what is allowed (50_dpo/x)" in said.out
+    )
+    assert "note: new: 50_dpo/y" in said.out and said.err == ""
+
+
+def test_the_command_fails_and_says_which_metric_moved(two_files, capsys):
+    assert two_files(0.5, 0.9) == 1
+    said = capsys.readouterr()
+    assert "error: 50_dpo/x: moved from 0.5 to 0.9 (+0.4;" in said.err and "agree" not in said.out
+
+
+def test_the_command_without_a_run_is_one_line(two_files, capsys):
+    two_files(0.5, 0.5)
+    capsys.readouterr()
+    assert reference.main(["--profile", "nobody"]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no metrics.json in")
+
+
+# --------------------------------------------------------------------------------------------------------- REPRODUCING.md
+
+
+def test_reproducing_says_what_the_reference_says():
+    page = (CODE / "REPRODUCING.md").read_text()
+    table = page.partition("<!-- expected -->\n")[2].partition("\n<!-- /expected -->")[0]
+    assert table == expected_table(COMMITTED, files.read_json(CODE / "reports" / "reference" / "timings.json"))
+
+
+def test_each_row_names_a_metric_of_the_reference_its_value_and_its_tolerance():
+    lines = expected_table(COMMITTED, {}).splitlines()[2:]
+    assert len(lines) == len(reference.ROWS)
+    for row, line in zip(reference.ROWS, lines, strict=True):
+        *_, expected, allowed = [cell.strip() for cell in line.strip("|").split("|")]
+        value, _, unit = expected.partition(" ")
+        m = COMMITTED[row.metric]
+        assert unit == m["unit"] and abs(float(value) - m["value"]) <= 0.0005 <= float(allowed[2:])
+        assert row.chapter in STAGES and row.stage in STAGES
+
+
+def test_every_claim_of_the_study_has_its_row():
+    claims = {name for name in COMMITTED if name.startswith("90_findings/")}
+    assert claims <= {row.metric for row in reference.ROWS}
+
+
+def test_time_is_that_of_all_chapters_up_to_this_one_but_those_apart():
+    timings = {"00_miniature": 100.0, "50_dpo": 21.0, "80_ablations": 6000.0, "90_findings": 1.0}
+    assert [reference.minutes_from_nothing(stage, timings) for stage in ("00_miniature", "50_dpo", "90_findings")] == [2, 3, 3]
+
+
+def test_a_row_whose_metric_is_gone_is_one_clear_line():
+    with pytest.raises(MetricsError, match=r"REPRODUCING.md speaks of 10_lamini/rows, which the run did not measure"):
+        expected_table({}, {})
+
+
+def test_a_table_is_put_between_its_marks_and_nowhere_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
+    for _ in range(2):
+        report.put_between(page, "x", "new")
+        assert page.read_text() == "before\n<!-- x -->\nnew\n<!-- /x -->\nafter\n"
+    with pytest.raises(ValueError, match=r"page.md has no <!-- y -->"):
+        report.put_between(page, "y", "new")
+
+
+def test_links_and_files_that_reproducing_names_are_there():
+    page = (CODE / "REPRODUCING.md").read_text()
+    targets = re.findall(r"\]\((?!http)([^)#]+)\)", page)
+    targets += [name for name in re.findall(r"`([\w./]+\.(?:py|md|yaml|yml|txt|cff))`", page) if "/" in name]
+    assert len(targets) > 15 and [name for name in targets if not (CODE / name).exists()] == []
+
+
+# ----------------------------------------------------------------------------------------------- twice from nothing
+
+
+@pytest.mark.slow
+def test_two_runs_from_nothing_give_the_same_metrics_byte_for_byte(tmp_path):
+    """`tiny`, in two copies of the checkout, as two people would run it: some five minutes."""
+    first, second = (reproduced(tmp_path / name) for name in ("first", "second"))
+    assert len(json.loads(first)) > 40 and first == second
+
+
+def reproduced(folder):
+    left_out = shutil.ignore_patterns(".git", ".venv", "runs", "reports", "__pycache__", ".*_cache")
+    shutil.copytree(CODE, folder, ignore=left_out)
+    inherited = ("BEZOAR_HOME", "BEZOAR_READS", "BEZOAR_SEEDS", "PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")
+    environment = {k: v for k, v in os.environ.items() if k not in inherited}
+    command = ["make", "reproduce", "PROFILE=tiny", f"PY={sys.executable}"]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return (folder / "reports" / "tiny" / "metrics.json").read_bytes()
