@@ -135,6 +135,7 @@ def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float
         axis.plot([*angles, *angles[:1]], [*radii, *radii[:1]], line, marker="o", ms=3, color=COLOURS[colour], label=label)
     axis.set_theta_zero_location("N")
     axis.set_xticks(angles, categories)
+    axis.tick_params("x", pad=12)
     axis.set_ylim(0, top)
     axis.set_title(title, pad=18)
     axis.legend(title=unit, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.1, 0.5))

@@ -62,7 +62,7 @@ TASKS = {
     Equality: "TASK equality. Do the two instructions ask for the same thing, with the same constraints and the same depth? "
     'Reply with one last line of JSON: {"equality": "equal" or "not equal"}',
     Grade: "TASK grade. You grade the last answer of a dialog for helpfulness, correctness and manner, from 1 (useless) to 10 "
-    f"(could not be better). {DIALOG} Its length is no merit. "
+    f"(could not be better). {DIALOG} Length is no merit. "
     'Reply with your reasons, then one last line of JSON: {"rating": 1 to 10, "reason": "one sentence"}',
     Comparison: "TASK comparison. Two assistants, first and second, answered the same question. Which answer is more helpful, "
     f"more correct and better in manner? {DIALOG} Neither length nor the order in which the answers stand is a merit. When "

@@ -4,6 +4,7 @@ Judge words are ours. A failed grade stays a failure: it is counted, and no scor
 question hang together, so every interval here is over questions, not over answers.
 """
 
+import random
 from pathlib import Path
 
 from . import files, sources
@@ -239,9 +240,9 @@ def _means(rows: list[dict], column: str, *keys: str) -> dict[tuple, float]:
     return {key: sum(values) / len(values) for key, values in groups.items()}
 
 
-def spread_out(n: int, wanted: int) -> list[int]:
-    """At most `wanted` of n places, spread over all of them."""
-    return [place * n // wanted for place in range(wanted)] if wanted < n else list(range(n))
+def some_places(n: int, wanted: int, seed: int) -> list[int]:
+    """At most `wanted` of n places by chance, in order: every fourth of them would all be first turns."""
+    return sorted(random.Random(seed).sample(range(n), min(wanted, n)))
 
 
 def grade_agreement(first: list[int | None], second: list[int | None]) -> dict:

@@ -353,11 +353,11 @@ def test_the_same_grade_and_one_point_off_are_counted_apart():
     assert mt_bench.grade_agreement([], []) == {"n": 0, "exact": None, "within one point": None, "kappa": None}
 
 
-@pytest.mark.parametrize(
-    ("n", "wanted", "places"), [(10, 3, [0, 3, 6]), (4, 9, [0, 1, 2, 3]), (5, 0, []), (3, 3, [0, 1, 2]), (0, 2, [])]
-)
-def test_a_subset_is_spread_over_all_answers(n, wanted, places):
-    assert mt_bench.spread_out(n, wanted) == places
+def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_are():
+    places = mt_bench.some_places(256, 64, seed=42)
+    assert len(set(places)) == 64 and places == sorted(places) == mt_bench.some_places(256, 64, seed=42)
+    assert 20 < sum(place % 2 for place in places) < 44
+    assert mt_bench.some_places(4, 9, 0) == [0, 1, 2, 3] and mt_bench.some_places(5, 0, 0) == mt_bench.some_places(0, 2, 0) == []
 
 
 def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand():
