@@ -4,16 +4,18 @@ COLOURS = {"train": "#1f6f8b", "validation": "#d1495b", "chosen": "#2a7f3f", "re
 ORDER = ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
 
 
-def _axes(width=7.0, height=3.6, columns=1, lines=1):
+def _axes(width=7.0, height=3.6, columns=1, lines=1, projection=None):
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    fig, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    kind = {"projection": projection}
+    fig, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False, layout="constrained", subplot_kw=kind)
     for axis in axes.flat:
         axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        if projection is None:
+            axis.spines[["top", "right"]].set_visible(False)
     return fig, list(axes.flat)
 
 
@@ -94,6 +96,49 @@ def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top
     axis.set_xticks(range(len(categories)), categories)
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     axis.legend(frameon=False, ncols=2, fontsize=8)
+    return fig
+
+
+def grouped_intervals(
+    values: dict[str, dict[str, tuple[float, float, float]]], title: str, unit: str, bottom: float = 0, top: float | None = None
+):
+    """One group a model, one bar a part, each with its interval: values[model][part] is (mean, low, high)."""
+    fig, (axis,) = _axes(width=8.5)
+    parts = list(dict.fromkeys(part for row in values.values() for part in row))
+    width = 0.8 / max(1, len(parts))
+    for number, (part, colour) in enumerate(zip(parts, (COLOURS["train"], COLOURS["validation"], COLOURS["other"]), strict=False)):
+        there = [(place, row[part]) for place, row in enumerate(values.values()) if part in row]
+        places = [place + (number - (len(parts) - 1) / 2) * width for place, _ in there]
+        reach = [[mean - low for _, (mean, low, _) in there], [high - mean for _, (mean, _, high) in there]]
+        heights = [mean for _, (mean, _, _) in there]
+        axis.bar(places, heights, width, yerr=reach, capsize=4, label=part, color=colour, alpha=0.85)
+    axis.set_xticks(range(len(values)), [model.replace("OpenBezoar-", "") for model in values])
+    axis.set(title=title, ylabel=unit, ylim=(bottom, top))
+    axis.legend(frameon=False, ncols=len(parts), fontsize=8)
+    return fig
+
+
+LINES = ("-", "--", "-.", ":")  # models told apart by more than their colour
+
+
+def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float):
+    """One closed line a model over the categories around a circle: values[model][category]. What is missing is a gap."""
+    import math
+
+    categories = sorted({c for row in values.values() for c in row})
+    fig, (axis,) = _axes(width=7.5, height=5.5, projection="polar")
+    angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
+    colours = ("other", "train", "validation", "chosen")
+    for (model, row), colour, line in zip(values.items(), colours, LINES, strict=False):
+        radii = [row.get(c, math.nan) for c in categories]
+        label = model.replace("OpenBezoar-", "")
+        axis.plot([*angles, *angles[:1]], [*radii, *radii[:1]], line, marker="o", ms=3, color=COLOURS[colour], label=label)
+    axis.set_theta_zero_location("N")
+    axis.set_xticks(angles, categories)
+    axis.tick_params("x", pad=12)
+    axis.set_ylim(0, top)
+    axis.set_title(title, pad=18)
+    axis.legend(title=unit, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.1, 0.5))
     return fig
 
 

@@ -18,24 +18,39 @@ def by_length(prompts: list[str], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def generate(model, tokenizer, prompts: list[str], *, seed: int, batch_size: int = 128, progress=None, **sampling) -> list[str]:
-    """One continuation a prompt, in the prompts' order; `sampling` as for `generate_batch`, `progress(done, total)` is called."""
+def generate(
+    model, tokenizer, prompts: list[str], *, seed: int, batch_size: int = 128, progress=None, cut: set | None = None, **sampling
+) -> list[str]:
+    """One continuation a prompt, in the prompts' order; `sampling` as for `generate_batch`, `progress(done, total)` is called.
+
+    `cut`, if given, receives the numbers of the prompts whose text was still going at `max_new_tokens`.
+    """
     texts, done = [""] * len(prompts), 0
     seeds = row_seeds(seed, "generate", len(prompts))
     for chosen in by_length(prompts, batch_size):
-        batch = generate_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
-        for i, text in zip(chosen, batch):
+        said = continue_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
+        for i, text in zip(chosen, tokenizer.batch_decode(said, skip_special_tokens=True)):
             texts[i] = text
+        if cut is not None:
+            cut.update(i for i, ids in zip(chosen, said) if tokenizer.eos_token_id not in ids)
         done += len(chosen)
         if progress:
             progress(done, len(prompts))
     return texts
 
 
-def generate_batch(
+def generate_batch(model, tokenizer, prompts: list[str], seeds: list[int], **sampling) -> list[str]:
+    """The texts of `continue_batch`."""
+    said = continue_batch(model, tokenizer, prompts, seeds, **sampling)
+    return tokenizer.batch_decode(said, skip_special_tokens=True)
+
+
+def continue_batch(
     model, tokenizer, prompts: list[str], seeds: list[int], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
-) -> list[str]:
-    """One continuation a prompt, padded on the left; greedy when `temperature` is 0, else row i is sampled from `seeds[i]`.
+) -> list[list[int]]:
+    """The new tokens after each prompt, padded on the left; an ended row has its EOS among them.
+
+    Greedy when `temperature` is 0, else row i is sampled from `seeds[i]`.
 
     Whenever a quarter of the rows have ended they leave the batch, so that one long answer does not hold up many; the
     others go on with their cached keys and values (1.3x as fast as computing them anew, texts equal).
@@ -72,7 +87,7 @@ def generate_batch(
         if going:
             cache.batch_select_indices(left)
             mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
-    return tokenizer.batch_decode(said, skip_special_tokens=True)
+    return said
 
 
 def some_ended(start: int, eos: int, enough: int = 8):

@@ -38,11 +38,23 @@ class Grade(BaseModel):
     reason: str
 
 
+class Comparison(BaseModel):
+    """Which of two answers is better, by the order in which they were shown."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    better: Literal["first", "second", "tie"]
+    reason: str
+
+
 class Preference(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     preferred: bool
 
 
+DIALOG = (
+    "Parts whose names begin with earlier_ are what was said before: judge the last answer in their light, not them. A part "
+    "named reference is an answer known to be right: check against it; other words and other ways are as good."
+)
 TASKS = {
     Verdict: "TASK filter. You check rows of training data for an assistant. Accept the response when a careful person would "
     'call it right, complete and in the form asked for. Reply with your reasons, then one last line of JSON: {"status": '
@@ -50,7 +62,12 @@ TASKS = {
     Equality: "TASK equality. Do the two instructions ask for the same thing, with the same constraints and the same depth? "
     'Reply with one last line of JSON: {"equality": "equal" or "not equal"}',
     Grade: "TASK grade. You grade the last answer of a dialog for helpfulness, correctness and manner, from 1 (useless) to 10 "
-    '(could not be better). Reply with your reasons, then one last line of JSON: {"rating": 1 to 10, "reason": "one sentence"}',
+    f"(could not be better). {DIALOG} Length is no merit. "
+    'Reply with your reasons, then one last line of JSON: {"rating": 1 to 10, "reason": "one sentence"}',
+    Comparison: "TASK comparison. Two assistants, first and second, answered the same question. Which answer is more helpful, "
+    f"more correct and better in manner? {DIALOG} Neither length nor the order in which the answers stand is a merit. When "
+    'neither is better, say tie. Reply with your reasons, then one last line of JSON: {"better": "first", "second" or "tie", '
+    '"reason": "one sentence"}',
     Preference: "TASK preference. Would people who chose between replies in the manner of the preference data prefer this "
     'reply\'s manner? Reply with one last line of JSON: {"preferred": true or false}',
 }

@@ -3,9 +3,11 @@
 Counts are upper bounds: nothing is a copy, every evolution survives. Tokens and speed are the profile's `plan` section.
 """
 
+from typing import get_args
+
 from . import files
 from .money import cost_usd
-from .profile import STAGES, Profile
+from .profile import STAGES, Checkpoint, Profile
 from .stage import RUNS
 
 
@@ -21,6 +23,10 @@ def expected_calls(profile: Profile) -> list[dict]:
     evolutions = evol.seeds_per_category * profile.plan.seed_categories * evol.epochs
     judged = instructions + queries + evolutions if judging.verdicts == "judge" else 0
     again = 2 * judging.repeat_rows if judged else 0
+    turns = 2 * profile.plan.questions
+    graded = len(get_args(Checkpoint)) * turns
+    graded_again = min(profile.mt_bench.repeat_rows, graded)
+    compared = 2 * turns * len(profile.mt_bench.pairs)
     counts = [
         ("10_lamini", "teacher", profile.teacher, prompts + instructions),
         ("11_orca", "teacher", profile.teacher, queries),
@@ -29,7 +35,8 @@ def expected_calls(profile: Profile) -> list[dict]:
         ("20_judge_filter", "judge", profile.judge, judged + again),
         ("20_judge_filter", "second judge", judging.second_judge, again),
         ("50_dpo", "judge", profile.judge, 2 * profile.dpo.sampled_prompts),
-        ("61_mt_bench", "judge", profile.judge, 4 * 2 * profile.plan.questions),
+        ("61_mt_bench", "judge", profile.judge, graded + graded_again + compared),
+        ("61_mt_bench", "second judge", profile.mt_bench.second_judge, graded_again),
     ]
     mine = profile.stages or STAGES
     return [_row(profile, *count) for count in counts if count[0] in mine and count[2] and count[3]]

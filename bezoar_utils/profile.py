@@ -314,10 +314,24 @@ class Benchmarks(Section):
     max_length: Annotated[int, Field(ge=16)]
 
 
+Checkpoint = Literal["base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"]
+
+
 class MtBench(Section):
     temperature: dict[str, Annotated[float, Field(ge=0, le=2)]]
     default_temperature: Annotated[float, Field(ge=0, le=2)]
     max_new_tokens: Positive
+    references: Source | None
+    reference_categories: list[str]
+    pairs: list[Annotated[list[Checkpoint], Field(min_length=2, max_length=2)]]
+    repeat_rows: Count
+    second_judge: Judge | None
+
+    @model_validator(mode="after")
+    def pairs_are_of_two(self):
+        if alone := [one for one, other in self.pairs if one == other]:
+            raise ValueError(f"pairs sets {alone[0]} against itself")
+        return self
 
 
 class Charts(Section):
@@ -404,7 +418,8 @@ class Profile(Section):
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
-        for asked in filter(None, (self.teacher, self.judge, self.evol.equality_judge, self.judge_filter.second_judge)):
+        judges = (self.judge, self.evol.equality_judge, self.judge_filter.second_judge, self.mt_bench.second_judge)
+        for asked in filter(None, (self.teacher, *judges)):
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
                 raise ValueError(
                     f"money.prices lacks {asked.model!r}, which answers at a remote endpoint ([0, 0] when it is yours)"

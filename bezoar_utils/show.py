@@ -32,6 +32,46 @@ def _cell(value) -> str:
     return html.escape(str(value)).replace("\n", "<br>")
 
 
+def answers(rows: list[dict]) -> None:
+    """A folded block a question: what each model answered in both turns, side by side, with grades and the judge's words."""
+    from IPython.display import HTML, display
+
+    display(HTML(answers_html(rows)))
+
+
+def answers_html(rows: list[dict]) -> str:
+    """`rows` have question_id, category, turn, question, model, answer, rating (None: failed) and reason."""
+    by_question: dict[int, list[dict]] = {}
+    for row in rows:
+        by_question.setdefault(row["question_id"], []).append(row)
+    return "".join(map(_answers_to_one, by_question.values()))
+
+
+def _answers_to_one(rows: list[dict]) -> str:
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    head = "".join(f"<th scope='col'>{html.escape(model)}</th>" for model in models)
+    body = ""
+    for turn in sorted({row["turn"] for row in rows}):
+        mine = {row["model"]: row for row in rows if row["turn"] == turn}
+        question = next(iter(mine.values()))["question"]
+        body += f"<tr><th scope='row'>turn {turn}</th><td colspan='{len(models)}'>{_cell(question)}</td></tr>"
+        for label, shown in (("answer", _answer), ("grade", _grade)):
+            body += f"<tr><th scope='row'>{label}</th>" + "".join(f"<td>{shown(mine.get(m))}</td>" for m in models) + "</tr>"
+    title = html.escape(f"Question {rows[0]['question_id']} · {rows[0]['category']} · {rows[0]['question'][:100]}")
+    table = f"<table><thead><tr><th scope='col'></th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<details class='answers'><summary>{title}</summary><div class='scroll'>{table}</div></details>"
+
+
+def _answer(row: dict | None) -> str:
+    return _cell(row and (row["answer"] or "(empty)"))
+
+
+def _grade(row: dict | None) -> str:
+    if row is None:
+        return _cell(None)
+    return "failed" if row["rating"] is None else f"<b>{_cell(row['rating'])}</b> {_cell(row['reason'])}"
+
+
 # role of a token -> (tag, what the legend says). The tag tells roles apart where no style sheet is: italic, plain,
 # underlined, bold, struck through; what is trained stands in brackets besides, for those who hear the page.
 SIGNS = {

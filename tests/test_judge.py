@@ -11,6 +11,7 @@ from bezoar_utils import endpoint as endpoint_module
 from bezoar_utils import judge
 from bezoar_utils.endpoint import EndpointError
 from bezoar_utils.judge import (
+    Comparison,
     Equality,
     Grade,
     Judge,
@@ -96,6 +97,23 @@ def test_a_verdict_is_the_json_of_the_last_line():
 )
 def test_anything_else_is_a_failure_and_never_a_score(text):
     assert parse_verdict(Verdict, text) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "better"),
+    [
+        ('{"better": "second", "reason": "it is right"}', "second"),
+        ('{"better": "tie", "reason": ""}', "tie"),
+        ('{"better": "Second", "reason": ""}', None),
+        ('{"better": "both", "reason": ""}', None),
+        ('{"better": "first"}', None),
+        ('{"better": "first", "reason": "", "rating": 9}', None),
+        ("[[A]]", None),
+    ],
+)
+def test_a_comparison_names_one_of_two_or_a_tie(line, better):
+    verdict = parse_verdict(Comparison, f"Thoughts.\n{line}")
+    assert (verdict and verdict.better) == better
 
 
 def test_a_reason_may_hold_any_sign():
@@ -274,6 +292,8 @@ def test_the_server_answers_every_kind_of_question(small_world):
     question = item.questions()[0]
     grade = server.answer(small_world, judge_prompt(Grade, question=question, answer=item.answer))
     assert parse_verdict(Grade, grade).rating == 8
+    better = server.answer(small_world, judge_prompt(Comparison, question=question, first="nonsense", second=item.answer))
+    assert parse_verdict(Comparison, better).better == "second"
     equal = server.answer(small_world, judge_prompt(Equality, first=question, second=item.questions()[1]))
     assert json.loads(equal.splitlines()[-1]) == {"equality": "equal"}
     manner = server.answer(small_world, judge_prompt(judge.Preference, question=question, reply=f"{item.answer}. Enjoy."))

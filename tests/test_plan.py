@@ -35,6 +35,20 @@ def test_calls_tokens_cost_and_time_are_reckoned_before_anything_is_spent(paid):
     assert judge["hours"] == pytest.approx(40 / 3600)
 
 
+def test_grades_repeats_and_pairs_in_both_orders_are_reckoned():
+    mini = load_profile("mini")
+    judge, second = [row["calls"] for row in plan.expected_calls(mini) if row["stage"] == "61_mt_bench"]
+    # 32 questions of two turns: four models' grades, 64 of them again, and two pairs of models in two orders
+    assert judge == 4 * 64 + 64 + 2 * 2 * 64 and second == 64
+
+
+def test_no_more_answers_are_graded_again_than_there_are():
+    mini = load_profile("mini")
+    section = mini.mt_bench.model_copy(update={"pairs": [], "repeat_rows": 10_000, "second_judge": None})
+    rows = [r for r in plan.expected_calls(mini.model_copy(update={"mt_bench": section})) if r["stage"] == "61_mt_bench"]
+    assert [r["calls"] for r in rows] == [2 * 4 * 64]
+
+
 def test_stages_a_profile_does_not_run_make_no_calls(paid):
     assert {row["stage"] for row in plan.expected_calls(paid)} == {"10_lamini", "20_judge_filter"}
     assert plan.expected_calls(load_profile("released")) == []

@@ -45,6 +45,9 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("judge: {endpoint: {atempts: 3}}", ["judge.endpoint.atempts", "3", "attempts"]),
         ("judge: {base_url: 'http://x'}", ["judge.base_url", "'http://x'", "endpoint"]),
         ("judge_filter: {second_judge: {endpoint: {url: x}}}", ["judge_filter.second_judge.endpoint.url", "base_url"]),
+        ("mt_bench: {pairs: [[base, base]]}", ["mt_bench", "pairs sets base against itself"]),
+        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs.0.1", "'gpt-4'", "OpenBezoar-SFT"]),
+        ("mt_bench: {pairs: [[base]]}", ["mt_bench.pairs.0", "at least 2 items"]),
         (
             "teacher: {endpoint: {local_server: m}}",
             ["teacher.endpoint.base_url is missing", "teacher.endpoint.attempts is missing"],
@@ -76,7 +79,7 @@ def remote_judge(url: str = "https://x/v1") -> str:
     return f"{{model: big, endpoint: {{base_url: '{url}', local_server: null}}}}"
 
 
-@pytest.mark.parametrize("who", ["judge: {}", "judge_filter: {{second_judge: {}}}"])
+@pytest.mark.parametrize("who", ["judge: {}", "judge_filter: {{second_judge: {}}}", "mt_bench: {{second_judge: {}}}"])
 def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who):
     asked = who.format(remote_judge())
     write(folder, "mine", f"extends: mini\n{asked}\n")

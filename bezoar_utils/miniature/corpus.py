@@ -287,12 +287,14 @@ def choice_questions(world: World, n: int, rng: random.Random, families) -> list
 
 
 def two_turn_questions(world: World, per_category: int, rng: random.Random) -> list[dict]:
-    """Two-turn questions in FastChat's format; the second turn asks the same of another subject, with one more wish."""
+    """Two-turn questions in FastChat's format, with references; the second turn asks the same of another subject, with one
+    more wish."""
     rows = []
     for family in FAMILIES:
         items = rng.sample([i for i in world.by_family[family] if i.held_out], 2 * per_category)
         for first, second in zip(items[::2], items[1::2]):
             wish = rng.choice((FULL_SENTENCE, SAY_KIND, REASON_FIRST))
             turns = [rng.choice(first.questions()), rng.choice(second.questions()) + wish]
-            rows.append({"question_id": len(rows) + 1, "category": TOPICS[family], "turns": turns})
+            reference = [full_answer(first, ()), full_answer(second, (wish,))]
+            rows.append({"question_id": len(rows) + 1, "category": TOPICS[family], "turns": turns, "reference": reference})
     return rows

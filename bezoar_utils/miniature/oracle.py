@@ -113,6 +113,13 @@ def grade(world: World, instruction: str, reply: str) -> tuple[int, str]:
     return rating, reason + (f"; ends with {closing!r}" if closing else "")
 
 
+def compare(world: World, instruction: str, first: str, second: str) -> tuple[str, str]:
+    """("first", "second" or "tie", reason): the reply with the higher grade is the better one."""
+    (one, why_one), (two, why_two) = (grade(world, instruction, reply) for reply in (first, second))
+    better = "tie" if one == two else "first" if one > two else "second"
+    return better, f"first: {why_one}; second: {why_two}"
+
+
 def is_preferred(reply: str) -> bool:
     """People of this world prefer a friendly closing word."""
     return strip_manner(reply)[1] in FRIENDLY

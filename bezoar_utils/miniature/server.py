@@ -30,6 +30,12 @@ def answer(world: World, prompt: str, model: str = ORACLE) -> str:
     if task == "equality":
         same = oracle.same_question(world, parts["first"], parts["second"])
         return _reply("", equality="equal" if same else "not equal")
+    if task == "grade" and model == SKIMMER:
+        _, rating, reason = oracle.skim(world, parts["question"], parts["answer"], reply_last=True)
+        return _reply(reason, rating=rating, reason=reason)
+    if task == "comparison":
+        better, reason = oracle.compare(world, parts["question"], parts["first"], parts["second"])
+        return _reply(reason, better=better, reason=reason)
     if task == "grade":
         rating, reason = oracle.grade(world, parts["question"], parts["answer"])
         return _reply(reason, rating=rating, reason=reason)
