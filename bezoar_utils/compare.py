@@ -26,10 +26,15 @@ LOGS = (
 
 
 def read_runs(names: list[str]) -> dict[str, dict[str, dict]]:
-    """`stage.json` of each finished stage, by run and stage. Raises ValueError for fewer than two runs, an unknown or a bare one."""
+    """`stage.json` of each finished stage, by run and stage.
+
+    Raises ValueError for fewer than two runs, an unknown one, or one without a finished stage.
+    """
     names = list(dict.fromkeys(names))
     if len(names) < 2:
-        raise ValueError(f'two or more different runs are needed, as in `make compare RUNS="mini mine"`; got {names or "none"}')
+        raise ValueError(
+            f'two or more different runs are needed, as in `make compare RUNS="mini mine"`; got {" ".join(names) or "none"}'
+        )
     return {name: _records(name) for name in names}
 
 
@@ -48,14 +53,18 @@ def _records(name: str) -> dict[str, dict]:
 
 
 def parameter_differences(runs: dict[str, dict[str, dict]]) -> list[dict]:
-    """Rows stage, parameter and a value a run, for parameters that differ; – where a run has not finished that stage."""
+    """Rows stage, parameter and a value a run, for parameters that differ between runs that have finished that stage.
+
+    – stands where a run has not finished it, or did not know the parameter.
+    """
     rows = []
     for stage in _stages(runs):
         flat = {name: _flat(records[stage]["parameters"]) for name, records in runs.items() if stage in records}
         for key in dict.fromkeys(key for values in flat.values() for key in values):
-            values = [some.get(key, NONE) for some in flat.values()]
-            if any(value != values[0] for value in values[1:]):
-                rows.append({"stage": stage, "parameter": key} | {name: flat.get(name, {}).get(key, NONE) for name in runs})
+            first, *others = [values.get(key) for values in flat.values()]
+            if any(value != first for value in others):
+                cells = {name: str(flat[name][key]) if key in flat.get(name, {}) else NONE for name in runs}
+                rows.append({"stage": stage, "parameter": key} | cells)
     return rows
 
 
@@ -75,10 +84,7 @@ def claims_side_by_side(claims: dict[str, list[dict]]) -> list[dict]:
     """Rows claim, test and "verdict: difference [low, high]" a run; – where a run has not tested it."""
     every = {(c["claim"], c["test"]): None for some in claims.values() for c in some}
     found = {name: {(c["claim"], c["test"]): c for c in some} for name, some in claims.items()}
-    return [
-        {"claim": key[0], "test": key[1]} | {name: _verdict(found[name].get(key)) for name in claims}
-        for key in every
-    ]
+    return [{"claim": key[0], "test": key[1]} | {name: _verdict(found[name].get(key)) for name in claims} for key in every]
 
 
 def loss_panels(runs, panels) -> dict[str, dict[str, list[dict]]]:

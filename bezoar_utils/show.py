@@ -106,9 +106,9 @@ def figure_html(fig, alt: str, caption: str = "", provenance: str = "#provenance
     _close(fig)
     data = base64.b64encode(buffer.getvalue()).decode()
     origin = f'<a href="{html.escape(provenance, quote=True)}">provenance</a>'
-    text = " · ".join(part for part in (html.escape(caption), link, origin) if part)
+    links = f"<span class='links'>{' · '.join(filter(None, (link, origin)))}</span>"
     image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{html.escape(caption)} {links}</figcaption></figure>"
 
 
 def _close(fig) -> None:

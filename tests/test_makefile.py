@@ -179,6 +179,6 @@ def test_a_typing_error_in_the_profile_is_one_line_before_anything_runs(study):
 
 def test_make_alone_prints_every_target(study):
     result = study("help")
-    for target in ("reproduce", "test", "lab", "report", "verify", "plan", "clean", "clean-paid", "ablations"):
+    for target in ("reproduce", "test", "lab", "report", "compare", "verify", "plan", "clean", "clean-paid", "ablations"):
         assert f"\n  {target} " in result.stdout
     assert "mini" in result.stdout and "no money" in result.stdout
