@@ -48,9 +48,9 @@ def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
         for run, rows in logs.items():
             _line(axis, rows, "loss", "-", lw=1, alpha=0.55, color=colours[run], label=f"{run}, training")
             _line(axis, rows, "eval_loss", "o-", ms=4, lw=1.6, color=colours[run], label=f"{run}, validation")
-        axis.set(title=name, xlabel="optimizer step", ylabel="loss (nats)")
+        axis.set(title=name if len(panels) > 1 else title, xlabel="optimizer step", ylabel="loss (nats)")
         axis.legend(frameon=False, fontsize=8)
-    fig.suptitle(title)
+    fig.suptitle(title if len(panels) > 1 else "")
     return fig
 
 

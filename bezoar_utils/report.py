@@ -244,7 +244,7 @@ def write_page(target: Path, body: str, page: dict, **values) -> None:
         title=page["label"],
         here=page["file"],
         body=Markup(body),  # noqa: S704 cleaned, or rendered by our own templates
-        contents=contents if len(contents) > 2 else [],
+        contents=contents,
         style=Markup(style),  # noqa: S704 our own file
         script=Markup(script),  # noqa: S704 our own file
         style_hash=content_hash(style),

@@ -106,9 +106,9 @@ def figure_html(fig, alt: str, caption: str = "", provenance: str = "#provenance
     _close(fig)
     data = base64.b64encode(buffer.getvalue()).decode()
     origin = f'<a href="{html.escape(provenance, quote=True)}">provenance</a>'
-    links = f"<span class='links'>{' · '.join(filter(None, (link, origin)))}</span>"
+    links = ("· " if caption else "") + (f"{link} · " if link else "") + origin
     image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}">'
-    return f"<figure>{image}<figcaption>{html.escape(caption)} {links}</figcaption></figure>"
+    return f"<figure>{image}<figcaption>{html.escape(caption)} <span class='links'>{links}</span></figcaption></figure>"
 
 
 def _close(fig) -> None:

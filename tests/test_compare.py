@@ -47,8 +47,8 @@ def test_losses_are_overlaid_from_the_logs(runs):
 
     logs = compare.loss_panels(compare.read_runs(["mini", "mine"]), compare.LOGS[0][1])
     drawn = [(row["panel"], row["series"], row["x"], row["y"]) for row in figure_rows(charts.overlaid_losses(logs, "SFT loss"))]
-    assert ("LaMini", "mini, training", 1, 3) in drawn and ("LaMini", "mine, training", 2, 2) in drawn
-    assert ("LaMini", "mini, validation", 2, 1) in drawn and ("LaMini", "mine, validation", 2, pytest.approx(1.23456)) in drawn
+    assert ("SFT loss", "mini, training", 1, 3) in drawn and ("SFT loss", "mine, training", 2, 2) in drawn
+    assert ("SFT loss", "mini, validation", 2, 1) in drawn and ("SFT loss", "mine, validation", 2, pytest.approx(1.23456)) in drawn
 
 
 def test_the_page_holds_all_of_it_and_nothing_live(runs):

@@ -3,7 +3,7 @@
 const kept = (store, key, value) => {
   try { if (value === undefined) return window[store].getItem(key); window[store].setItem(key, value); } catch { return null; }
 };
-const paint = (colours) => { colours ? document.documentElement.dataset.theme = colours : delete document.documentElement.dataset.theme; };
+const paint = (colours) => { document.documentElement.dataset.theme = colours || "system"; };
 paint(kept("localStorage", "colours"));
 
 document.addEventListener("DOMContentLoaded", () => {
