@@ -5,6 +5,7 @@ PROFILE     ?= mini
 JOBS        ?= 2
 TORCH_INDEX ?=
 SEEDS       ?=
+RUNS        ?=
 PYTHON      ?= python3
 VENV        := .venv
 PY          ?= $(VENV)/bin/python
@@ -35,7 +36,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report reference check-reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -108,6 +109,9 @@ ablations-stage: $(APART:%=$(RUN)/%/stage.json)
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE)
+
+compare: setup ## RUNS="mini mine" side by side: parameters, metrics, verdicts, losses; writes reports/compare/
+	@$(PY) -m bezoar_utils.compare $(RUNS)
 
 reference: setup ## make this profile's report the committed one, and put its numbers into README.md and REPRODUCING.md (for maintainers)
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference

@@ -41,6 +41,21 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
     return fig
 
 
+def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
+    """One panel a training, one colour a run: panels[training][run] are the rows of its log. Validation has points."""
+    fig, axes = _axes(width=max(7.0, 3.6 * len(panels)), columns=len(panels))
+    runs = list(dict.fromkeys(run for logs in panels.values() for run in logs))
+    colours = dict(zip(runs, list(COLOURS.values()) * len(runs)))
+    for axis, (name, logs) in zip(axes, panels.items()):
+        for run, rows in logs.items():
+            _line(axis, rows, "loss", "-", lw=1, alpha=0.55, color=colours[run], label=f"{run}, training")
+            _line(axis, rows, "eval_loss", "o-", ms=4, lw=1.6, color=colours[run], label=f"{run}, validation")
+        axis.set(title=name if len(panels) > 1 else title, xlabel="optimizer step", ylabel="loss (nats)")
+        axis.legend(frameon=False, fontsize=8)
+    fig.suptitle(title if len(panels) > 1 else "")
+    return fig
+
+
 def dpo_curves(rows: list[dict], title: str):
     """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs.
 

@@ -1,13 +1,17 @@
 """The HTML report: one page a chapter and an index with the findings first, from `stage.json` and executed notebooks.
 
-Nothing is run and no number is parsed from prose. Pages load nothing from outside and contain no script; what models
-wrote was escaped when it was shown, and every output is cleaned again here.
+Nothing is run and no number is parsed from prose. Pages load nothing from outside; the one script they may run is our own
+(`page.js`: the colours and the code switch), allowed by its hash. What models wrote was escaped when it was shown, and
+every output is cleaned again here.
 """
 
 import argparse
+import base64
+import hashlib
 import re
 import shutil
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 from . import files
@@ -40,36 +44,150 @@ s small span strong sub summary sup table tbody td tfoot th thead tr u ul""".spl
 # ------------------------------------------------------------------------------------------------------------- cleaning
 
 
+CSV = re.compile(r"data:text/csv;base64,[A-Za-z0-9+/]+={0,2}")
+HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+
+
 def clean(markup: str) -> str:
-    """Only harmless tags and attributes survive; images only as embedded PNG. Scripts are dropped with their content."""
-    import bleach
+    """Only harmless tags and attributes survive; images only as embedded PNG, downloads only as embedded csv.
+
+    Scripts are dropped with their content.
+    """
+    return _cleaned(markup, TAGS, [_paired_downloads])
+
+
+def clean_prose(markup: str) -> str:
+    """Cleaned; its headings can be linked to, its tables are readable by ear and on a phone."""
+    return _cleaned(markup, TAGS, [_paired_downloads, _without_ids, _named_headings, _readable_tables])
+
+
+def clean_output(markup: str) -> str:
+    """Cleaned as prose is; besides, an output is no part of the page's outline: it has neither headings nor places to link to."""
+    return _cleaned(markup, sorted(set(TAGS) - HEADINGS), [_paired_downloads, _readable_tables, _without_ids])
+
+
+def _cleaned(markup: str, tags: list[str], filters: list) -> str:
+    from bleach.sanitizer import Cleaner
 
     markup = re.sub(r"(?is)<(script|style|svg|math|iframe|object|template)\b.*?(</\1\s*>|$)", "", str(markup))
-    return bleach.clean(markup, tags=TAGS, attributes=_allowed, protocols=["http", "https", "data"], strip=True)
+    protocols = ["http", "https", "data"]
+    return Cleaner(tags=tags, attributes=_allowed, protocols=protocols, strip=True, filters=filters).clean(markup)
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:
     if tag == "img":
         return name in ("alt", "width", "height") or (name == "src" and value.startswith("data:image/png;base64,"))
+    if tag == "a" and name == "download":
+        return bool(re.fullmatch(r"[a-z0-9-]+\.csv", value))
+    if tag == "a" and name == "href":
+        return value.startswith(("http://", "https://", "#")) or bool(CSV.fullmatch(value))
     if tag == "a":
-        return name in ("id", "class") or (name == "href" and value.startswith(("http://", "https://", "#")))
+        return name in ("id", "class")
     return name in ("class", "id", "scope", "colspan", "rowspan")
 
 
-def chapter_body(notebook: Path) -> str:
-    """An executed notebook as an HTML fragment."""
-    import nbformat
+# Filters of the cleaned tokens, as bleach runs them: each takes the tokens and yields them.
+
+
+def _paired_downloads(source):
+    """Embedded csv is only ever downloaded, and nothing else is."""
+    for token in source:
+        if token["type"] == "StartTag" and token["name"] == "a":
+            href = token["data"].get((None, "href"), "")
+            if href.startswith("data:") and (None, "download") not in token["data"]:
+                del token["data"][None, "href"]
+            if not href.startswith("data:"):
+                token["data"].pop((None, "download"), None)
+        yield token
+
+
+def _readable_tables(source):
+    """Head cells say what they are the head of, and a wide table scrolls within the page."""
+    before, wrapped, head = None, [], False
+    for token in source:
+        kind, name = token["type"], token.get("name")
+        head = kind == "StartTag" if name == "thead" else head
+        if kind == "StartTag" and name == "th":
+            token["data"].setdefault((None, "scope"), "col" if head else "row")
+        if kind == "StartTag" and name == "table":
+            wrapped.append(not (before and before.get("name") == "div" and before["data"].get((None, "class")) == "scroll"))
+            if wrapped[-1]:
+                yield token | {"name": "div", "data": {(None, "class"): "scroll"}}
+        yield token
+        if kind == "EndTag" and name == "table" and wrapped and wrapped.pop():
+            yield token | {"name": "div", "data": {}}
+        before = token if kind == "StartTag" else before if kind == "SpaceCharacters" else None
+
+
+def _named_headings(source):
+    """An id from the heading's words. (nbconvert writes ids only together with anchor links, which a browser leaves open.)"""
+    start, inside = None, []
+    for token in source:
+        if token["type"] == "StartTag" and token["name"] in HEADINGS:
+            start, inside = token, []
+        elif start and token["type"] == "EndTag" and token["name"] == start["name"]:
+            words = "".join(some["data"] for some in inside if some["type"] in ("Characters", "SpaceCharacters"))
+            start["data"][None, "id"] = "to-" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+            yield from (start, *inside, token)
+            start = None
+            continue
+        if start is None:
+            yield token
+        elif token is not start:
+            inside.append(token)
+    if start:
+        yield from (start, *inside)
+
+
+def _without_ids(source):
+    for token in source:
+        if token["type"] in ("StartTag", "EmptyTag"):
+            token["data"].pop((None, "id"), None)
+        yield token
+
+
+def chapter_exporter():
+    """What turns an executed notebook into an HTML fragment; making one takes longer than using it."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
         template_name=TEMPLATE.name,
         extra_template_basedirs=[str(TEMPLATE.parent)],
         sanitize_html=True,
-        filters={"clean_html": clean},
+        filters={"clean_html": clean_output, "clean_prose": clean_prose},
     )
     exporter.exclude_anchor_links = True  # written as <a/>, which a browser leaves open: all that follows became a link
-    body, _ = exporter.from_notebook_node(nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4))
+    return exporter
+
+
+def chapter_body(notebook: Path, exporter=None) -> str:
+    """An executed notebook as an HTML fragment."""
+    import nbformat
+
+    cells = nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4)
+    body, _ = (exporter or chapter_exporter()).from_notebook_node(cells)
     return body
+
+
+class Headings(HTMLParser):
+    """The headings of a page: `.found` lists level, id and text of each."""
+
+    def __init__(self, markup: str):
+        super().__init__()
+        self.found, self.within = [], False
+        self.feed(markup)
+
+    def handle_starttag(self, tag, attributes):
+        if tag in HEADINGS:
+            self.found.append({"level": int(tag[1]), "id": dict(attributes).get("id"), "text": ""})
+            self.within = True
+
+    def handle_endtag(self, tag):
+        self.within = self.within and tag not in HEADINGS
+
+    def handle_data(self, data):
+        if self.within:
+            self.found[-1]["text"] += data
 
 
 def without_machine_paths(text: str) -> str:
@@ -86,17 +204,19 @@ def write_report(profile: str) -> Path:
     records = {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
     if not records:
         raise ValueError(f"no finished stage in runs/{profile}: run `make reproduce PROFILE={profile}` first")
-    target = REPORTS / profile
+    target, exporter = REPORTS / profile, chapter_exporter()
     shutil.rmtree(target, ignore_errors=True)
     bodies = {"index.html": ("Overview", overview(profile, records))}
     for stage, record in records.items():
-        body = chapter_body(RUNS / profile / stage / "chapter.ipynb") + provenance(record)
+        body = chapter_body(RUNS / profile / stage / "chapter.ipynb", exporter) + provenance(record)
         bodies[f"{stage}.html"] = (f"{stage[:2]} {TITLES[stage]}", body)
     pages = [{"file": file, "label": label} for file, (label, _) in bodies.items()]
     newest = max(records.values(), key=lambda record: record["finished"])
+    made = {"made_from": [f"runs/{profile}"], "commit": newest["git_commit"], "dirty": newest["git_dirty"]}
     for place, page in enumerate(pages):
         before, after = pages[place - 1] if place else None, pages[place + 1] if place + 1 < len(pages) else None
-        write_page(target, profile, pages, page, bodies[page["file"]][1], newest, before, after)
+        body = bodies[page["file"]][1]
+        write_page(target, body, page=page, pages=pages, before=before, after=after, subject=f"profile {profile}", **made)
     metrics = {f"{stage}/{name}": m for stage, record in records.items() for name, m in record["metrics"].items()}
     files.write_json(target / "metrics.json", metrics)
     files.write_json(target / "timings.json", {stage: record["wall_seconds"] for stage, record in records.items()})
@@ -111,23 +231,33 @@ def render(template: str, **values) -> str:
     return environment.get_template(template).render(values)
 
 
-def write_page(target: Path, profile: str, pages: list[dict], page: dict, body: str, record: dict, before, after) -> None:
+def write_page(target: Path, body: str, page: dict, **values) -> None:
+    """A whole page around `body`, which is clean markup; `values` are those of `page.html.j2`.
+
+    The page may use one style sheet and run one script, both ours, inline and named by their hash; nothing else.
+    """
     from markupsafe import Markup
 
+    style, script = (TEMPLATE / "style.css").read_text(), (TEMPLATE / "page.js").read_text()
+    contents = [heading for heading in Headings(body).found if heading["level"] == 2 and heading["id"]]
     text = render(
         "page.html.j2",
         title=page["label"],
-        profile=profile,
-        pages=pages,
         here=page["file"],
         body=Markup(body),  # noqa: S704 cleaned, or rendered by our own templates
-        style=Markup((TEMPLATE / "style.css").read_text()),  # noqa: S704 our own file
-        commit=record["git_commit"],
-        dirty=record["git_dirty"],
-        before=before,
-        after=after,
+        contents=contents,
+        style=Markup(style),  # noqa: S704 our own file
+        script=Markup(script),  # noqa: S704 our own file
+        style_hash=content_hash(style),
+        script_hash=content_hash(script),
+        **values,
     )
     files.write_bytes(target / page["file"], text.encode())
+
+
+def content_hash(text: str) -> str:
+    """As a Content-Security-Policy names an inline script or style."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def overview(profile: str, records: dict) -> str:
@@ -172,7 +302,8 @@ def headline_figures(records: dict) -> list:
             alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in shown.items())
             n = next(iter(shown.values()))["n"]
             caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with 95 % intervals"
-            figures.append(Markup(figure_html(chart, alt, caption)))  # noqa: S704 escaped there
+            origin = f"{stage}.html#provenance"
+            figures.append(Markup(figure_html(chart, alt, caption, origin)))  # noqa: S704 escaped there
     return figures
 
 

@@ -136,13 +136,19 @@ def figure(fig, alt: str, caption: str = "") -> None:
     display(HTML(figure_html(fig, alt, caption)))
 
 
-def figure_html(fig, alt: str, caption: str = "") -> str:
+def figure_html(fig, alt: str, caption: str = "", provenance: str = "#provenance") -> str:
+    """An embedded image; below it the caption, its data as csv, and a link to where its numbers come from."""
+    from .figure_data import download_link
+
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
+    link = download_link(fig)
     _close(fig)
     data = base64.b64encode(buffer.getvalue()).decode()
-    text = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}">{text}</figure>'
+    origin = f'<a href="{html.escape(provenance, quote=True)}">provenance</a>'
+    links = ("· " if caption else "") + (f"{link} · " if link else "") + origin
+    image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}">'
+    return f"<figure>{image}<figcaption>{html.escape(caption)} <span class='links'>{links}</span></figcaption></figure>"
 
 
 def _close(fig) -> None:

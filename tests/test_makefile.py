@@ -194,6 +194,18 @@ def test_a_branched_run_runs_what_its_change_touches_and_nothing_before_it(study
 
 def test_make_alone_prints_every_target(study):
     result = study("help")
-    for target in ("reproduce", "test", "lab", "report", "verify", "plan", "clean", "clean-paid", "ablations", "check-reference"):
+    for target in (
+        "reproduce",
+        "test",
+        "lab",
+        "report",
+        "compare",
+        "verify",
+        "plan",
+        "clean",
+        "clean-paid",
+        "ablations",
+        "check-reference",
+    ):
         assert f"\n  {target} " in result.stdout
     assert "mini" in result.stdout and "no money" in result.stdout
