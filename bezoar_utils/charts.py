@@ -166,7 +166,7 @@ def differences(rows: list[dict], title: str, unit: str):
         axis.plot(row["difference"], place, "o", color=COLOURS["train"] if sure else "white", mec=COLOURS["train"])
     axis.axvline(0, color="#555555", lw=0.8)
     axis.set_yticks(range(len(rows)), [f"{r['variant']} against {r['against']}" for r in reversed(rows)], fontsize=8)
-    axis.set(title=title, xlabel=unit)
+    axis.set(title=title, xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
     return fig
 
 

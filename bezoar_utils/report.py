@@ -164,9 +164,22 @@ def chapter_body(notebook: Path, exporter=None) -> str:
     """An executed notebook as an HTML fragment."""
     import nbformat
 
-    cells = nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4)
-    body, _ = (exporter or chapter_exporter()).from_notebook_node(cells)
+    executed = nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4)
+    for cell in executed.cells:
+        if cell.cell_type == "code":
+            cell.outputs = with_messages_last(cell.outputs)
+    body, _ = (exporter or chapter_exporter()).from_notebook_node(executed)
     return body
+
+
+def with_messages_last(outputs: list) -> list:
+    """A cell's outputs, with what libraries wrote to stderr as one folded block at the end, each line once: a cell that
+    trains ten times would else bury its table under a hundred folds."""
+    said = [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    lines = dict.fromkeys(line for o in said for line in o.text.splitlines() if line.strip())
+    if said and lines:
+        said[0].text = "\n".join(lines)
+    return [o for o in outputs if o not in said] + (said[:1] if lines else [])
 
 
 class Headings(HTMLParser):

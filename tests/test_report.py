@@ -133,6 +133,16 @@ def test_model_text_is_inert_wherever_a_chapter_can_show_it(payload, tmp_path):
     assert "<table>" in body and '<details class="code">' in body and '<details class="messages">' in body
 
 
+def test_what_libraries_say_is_one_fold_after_the_cells_own_outputs(tmp_path):
+    said = ["loading\n", "loading\n<b>careful</b>\n"]
+    outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in said]
+    outputs.insert(1, nbformat.v4.new_output("stream", name="stdout", text="our own line"))
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)]), tmp_path / "n.ipynb")
+    body = report.chapter_body(tmp_path / "n.ipynb")
+    assert body.count("Messages of the libraries") == 1 and body.count("loading") == 1 and "careful" in body
+    assert body.index("our own line") < body.index("Messages of the libraries")
+
+
 def test_prose_after_a_heading_is_no_link(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nA text.")]), tmp_path / "n.ipynb")
     body = report.chapter_body(tmp_path / "n.ipynb")
