@@ -68,7 +68,9 @@ def tolerance(unit: str) -> Tolerance | None:
 def read_metrics(path: Path) -> dict[str, dict]:
     """name -> {value, low, high, n, unit}. Raises MetricsError for a file that is missing, damaged or of another version."""
     if not path.exists():
-        raise MetricsError(f"there is no {path.name} in {path.parent}: run `make reproduce PROFILE={path.parent.name}` first")
+        raise MetricsError(
+            f"there is no reports/{path.parent.name}/{path.name}: run `make reproduce PROFILE={path.parent.name}` first"
+        )
     try:
         metrics = files.read_json(path)
     except ValueError as error:

@@ -137,7 +137,7 @@ def test_files_without_a_metric_in_common_do_not_agree():
 
 def test_what_is_no_metrics_file_is_one_clear_line(tmp_path):
     path = tmp_path / "mine" / "metrics.json"
-    with pytest.raises(MetricsError, match=r"there is no metrics.json in .*mine: run `make reproduce PROFILE=mine` first"):
+    with pytest.raises(MetricsError, match=r"^there is no reports/mine/metrics.json: run `make reproduce PROFILE=mine` first"):
         read_metrics(path)
     path.parent.mkdir()
     for text, said in (
@@ -202,7 +202,9 @@ def test_the_command_without_a_run_is_one_line(two_files, capsys):
     two_files(0.5, 0.5)
     capsys.readouterr()
     assert reference.main(["--profile", "nobody"]) == 2
-    assert capsys.readouterr().err.startswith("error: there is no metrics.json in")
+    assert capsys.readouterr().err.startswith(
+        "error: there is no reports/nobody/metrics.json: run `make reproduce PROFILE=nobody` first"
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- REPRODUCING.md
