@@ -47,14 +47,24 @@ def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int)
     values: dict[str, list[float]] = {}
     for row in scores:
         values.setdefault(f"{row['task']}/{row['metric']}/{row['model']}", []).append(row["value"])
-    for row in grades:
-        if row["rating"] is not None and row["rating"] == row["rating"]:
-            values.setdefault(f"two-turn grade/{row['model']}", []).append(row["rating"])
+    for model in dict.fromkeys(row["model"] for row in grades):
+        graded = [grade for grade in question_grades(grades, model) if grade is not None]
+        values |= {f"two-turn grade/{model}": graded} if graded else {}
     found = {}
     for name, some in values.items():
         mean, low, high = bootstrap_mean(some, **intervals, seed=seed)
         found[name] = {"value": mean, "low": low, "high": high, "n": len(some), "unit": "grade" if max(some) > 1 else "share"}
     return found
+
+
+def question_grades(grades: list[dict], model: str) -> list[float | None]:
+    """One grade a question, the mean of its turns, which hang together; None where a grade of a turn failed."""
+    turns: dict[int, list] = {}
+    for row in grades:
+        if row["model"] == model:
+            turns.setdefault(row["question_id"], []).append(row["rating"])
+    whole = {question: all(r is not None and r == r for r in some) for question, some in turns.items()}
+    return [sum(some) / len(some) if whole[question] else None for question, some in turns.items()]
 
 
 def read_paper_values(path: Path) -> dict[str, dict]:
@@ -148,7 +158,7 @@ def test_all(
         return [r[key] for r in sampled if r["model"] == model]
 
     def grade(model):
-        return [r["rating"] for r in grades if r["model"] == model]
+        return question_grades(grades, model)
 
     share, points = "share of items", "grade points"
     return [

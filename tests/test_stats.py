@@ -105,7 +105,7 @@ def study(better: float):
         for v in vs
     ]
     sampled = [{"model": m, "preferred": v, "exact": v} for m in (claims.HH, claims.DPO) for v in order[m]]
-    grades = [{"model": m, "rating": v} for m, vs in order.items() for v in vs]
+    grades = [{"model": m, "question_id": n // 2, "rating": v} for m, vs in order.items() for n, v in enumerate(vs)]
     return scores, ablation, sampled, grades
 
 
@@ -118,14 +118,19 @@ def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
     assert by_id["dpo_keeps_answers"]["verdict"] == "shown"
 
 
-def test_a_failed_judgement_leaves_its_pair_out_of_both_sides():
+def test_a_failed_judgement_leaves_its_question_out_of_both_sides():
     scores, ablation, sampled, grades = study(1.0)
     grades[0]["rating"] = None
     by_id = {c["id"]: c for c in claims.test_all(scores, ablation, sampled, grades, 200, 0.95, 0)}
-    assert by_id["chat_sft_over_base"]["n"] == 199
+    assert by_id["chat_sft_over_base"]["n"] == 99 and by_id["dpo_best_of_family"]["n"] == 100
 
 
-GRADES = [{"model": "base", "rating": 2}, {"model": "base", "rating": 4}, {"model": "base", "rating": None}]
+def test_the_two_turns_of_a_question_count_as_one_grade():
+    grades = [{"model": "m", "question_id": q, "rating": r} for q, r in ((7, 2), (7, 4), (3, 9), (3, None), (5, 1), (5, 1))]
+    assert claims.question_grades([*grades, {"model": "other", "question_id": 7, "rating": 10}], "m") == [3.0, None, 1.0]
+
+
+GRADES = [{"model": "base", "question_id": q, "rating": r} for q, r in ((1, 2), (1, 4), (2, None), (2, 9))]
 
 
 def test_our_side_of_the_papers_tables_has_an_interval_and_leaves_failures_out():
@@ -136,7 +141,7 @@ def test_our_side_of_the_papers_tables_has_an_interval_and_leaves_failures_out()
         0,
     )
     assert ours["t/acc/base"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "unit": "share"}
-    assert (ours["two-turn grade/base"]["value"], ours["two-turn grade/base"]["n"]) == (3.0, 2)
+    assert (ours["two-turn grade/base"]["value"], ours["two-turn grade/base"]["n"]) == (3.0, 1)
 
 
 def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):
