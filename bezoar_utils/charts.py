@@ -34,7 +34,8 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
         train = [(r["step"], r["loss"]) for r in rows if _number(r.get("loss"))]
         valid = [(r["step"], r["eval_loss"]) for r in rows if _number(r.get("eval_loss"))]
         axis.plot([s for s, _ in train], smooth([v for _, v in train], smoothing), color=COLOURS["train"], label="training")
-        axis.plot(*zip(*valid), "o-", ms=4, color=COLOURS["validation"], label="validation")
+        if valid:
+            axis.plot(*zip(*valid), "o-", ms=4, color=COLOURS["validation"], label="validation")
         axis.set(title=name, xlabel="optimizer step", ylabel="loss (nats per token)")
         axis.legend(frameon=False)
     fig.suptitle(title)

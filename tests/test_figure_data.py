@@ -40,6 +40,11 @@ def test_a_difference_keeps_its_interval_and_its_name():
     assert ("T", "", 0.5, "rank 4 against rank 16", -1, 2) in drawn(charts.differences([row], "T", "share"))
 
 
+def test_a_training_without_validation_draws_its_own_losses_only():
+    logs = {"base": [{"step": n, "loss": 3.0 - n} for n in (1, 2)]}
+    assert [row[1] for row in drawn(charts.losses(logs, "T"))] == ["training", "training"]
+
+
 def test_losses_name_the_panel_and_the_curve():
     logs = {"lamini": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}], "orca": [{"step": 1, "loss": 3.0}]}
     assert [row[:4] for row in drawn(charts.losses(logs | {"orca": [*logs["orca"], {"step": 1, "eval_loss": 2.5}]}, "T"))] == [
