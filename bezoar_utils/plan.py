@@ -3,11 +3,10 @@
 Counts are upper bounds: nothing is a copy, every evolution survives. Tokens and speed are the profile's `plan` section.
 """
 
-from typing import get_args
 
 from . import files
 from .money import cost_usd
-from .profile import STAGES, Checkpoint, Profile
+from .profile import STAGES, Profile
 from .stage import RUNS
 
 
@@ -24,7 +23,7 @@ def expected_calls(profile: Profile) -> list[dict]:
     judged = instructions + queries + evolutions if judging.verdicts == "judge" else 0
     again = 2 * judging.repeat_rows if judged else 0
     turns = 2 * profile.plan.questions
-    graded = len(get_args(Checkpoint)) * turns
+    graded = len(profile.checkpoints) * turns
     graded_again = min(profile.mt_bench.repeat_rows, graded)
     compared = 2 * turns * len(profile.mt_bench.pairs)
     counts = [

@@ -314,16 +314,13 @@ class Benchmarks(Section):
     max_length: Annotated[int, Field(ge=16)]
 
 
-Checkpoint = Literal["base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"]
-
-
 class MtBench(Section):
     temperature: dict[str, Annotated[float, Field(ge=0, le=2)]]
     default_temperature: Annotated[float, Field(ge=0, le=2)]
     max_new_tokens: Positive
     references: Source | None
     reference_categories: list[str]
-    pairs: list[Annotated[list[Checkpoint], Field(min_length=2, max_length=2)]]
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
     repeat_rows: Count
     second_judge: Judge | None
 
@@ -413,9 +410,12 @@ class Profile(Section):
     intervals: Intervals
 
     @model_validator(mode="after")
-    def stages_exist_and_calls_have_a_price(self):
+    def names_exist_and_calls_have_a_price(self):
         if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
+        if strangers := {name for pair in self.mt_bench.pairs for name in pair} - set(self.checkpoints):
+            known = ", ".join(self.checkpoints)
+            raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is no checkpoint; known: {known}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         judges = (self.judge, self.evol.equality_judge, self.judge_filter.second_judge, self.mt_bench.second_judge)

@@ -46,7 +46,7 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("judge: {base_url: 'http://x'}", ["judge.base_url", "'http://x'", "endpoint"]),
         ("judge_filter: {second_judge: {endpoint: {url: x}}}", ["judge_filter.second_judge.endpoint.url", "base_url"]),
         ("mt_bench: {pairs: [[base, base]]}", ["mt_bench", "pairs sets base against itself"]),
-        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs.0.1", "'gpt-4'", "OpenBezoar-SFT"]),
+        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs names gpt-4", "OpenBezoar-SFT"]),
         ("mt_bench: {pairs: [[base]]}", ["mt_bench.pairs.0", "at least 2 items"]),
         (
             "teacher: {endpoint: {local_server: m}}",
