@@ -3,7 +3,6 @@
 Counts are upper bounds: nothing is a copy, every evolution survives. Tokens and speed are the profile's `plan` section.
 """
 
-
 from . import files
 from .money import cost_usd
 from .profile import STAGES, Profile

@@ -207,6 +207,11 @@ def write_log(path: Path, log: list[dict], **labels: str) -> None:
     files.write_bytes(path, pd.DataFrame([labels | row for row in rows]).to_csv(index=False).encode())
 
 
+def trained_tokens(log: list[dict]) -> int:
+    """How many tokens a training read, padding left out, by the trainer's own running count; 0 where it keeps none."""
+    return int(max((row.get("num_tokens", 0) for row in log), default=0))
+
+
 def write_speed(path: Path, log: list[dict], folder: Path) -> dict[str, float]:
     """How it went as csv, one row a step: seconds, tokens a second (where the log counts tokens), peak memory in MiB.
 
