@@ -142,6 +142,7 @@ def test_it_works_inside_a_running_event_loop(ledger):
 
 
 def test_an_interrupt_ends_the_calls_at_once_and_keeps_the_finished_ones(ledger):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores interrupts
     with FakeEndpoint(latency_s=0.05) as fake:
         endpoint = Endpoint("m", SETTINGS, fake.url, ledger)
 
@@ -153,6 +154,7 @@ def test_an_interrupt_ends_the_calls_at_once_and_keeps_the_finished_ones(ledger)
             endpoint.ask(many(80), interrupt)
         assert len(rows(ledger)) < 40
         assert len(Endpoint("m", SETTINGS, fake.url, ledger).ask(many(80))) == 80
+    signal.signal(signal.SIGINT, before)
 
 
 # ----------------------------------------------------------------------------------------------------------- the ledger
