@@ -100,7 +100,7 @@ endef
 $(foreach s,$(sort $(STAGES) $(APART)),$(eval $(call stage_rule,$(s))))
 FORCE:
 
-ablations: setup ## what each choice of the recipe buys (mini: some eight minutes more); with SEEDS=3 over three trainings each
+ablations: setup ## what each choice of the recipe buys (mini: some seven minutes more); with SEEDS=3 over three trainings each
 	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
@@ -132,7 +132,7 @@ publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name 
 lab: setup ## open JupyterLab with the kernel ready
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
 
-test: setup ## all quick tests (under six minutes; slow, gpu and paid ones are skipped and say so)
+test: setup ## all quick tests (some ten minutes; slow, gpu and paid ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q tests
 
 lint: setup ## ruff: format check and lint
