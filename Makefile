@@ -100,7 +100,7 @@ endef
 $(foreach s,$(sort $(STAGES) $(APART)),$(eval $(call stage_rule,$(s))))
 FORCE:
 
-ablations: setup ## what each choice of the recipe buys (mini: some seven minutes more); with SEEDS=3 over three trainings each
+ablations: setup ## what each choice of the recipe buys (mini: some nine minutes more); with SEEDS=3 over three trainings each
 	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
