@@ -3,6 +3,8 @@ Of models: what a checkpoint is, what made it, what it measured, what it is not 
 
 import html
 
+from .profile import flat
+
 ABOUT = {
     "lamini": "Instructions an open teacher wrote after examples (LaMini-LM's way, arXiv 2304.14402), with its own responses.",
     "orca": "Queries of the FLAN collection, answered under Orca's system messages (arXiv 2306.02707).",
@@ -119,7 +121,7 @@ def model_card(name: str, facts: dict) -> str:
         "Base and data": _markdown_table(["part", "from", "licence"], [[p["part"], _origin(p), p["licence"]] for p in parts]),
         "Licence": "Each part's own terms, above, bind whoever passes this model on.",
         "Training": _listed(RECIPES[name]),
-        "Profile values": _markdown_table(["key", "value"], _flat(parameters)),
+        "Profile values": _markdown_table(["key", "value"], _told_values(parameters)),
         "Measured": _markdown_table(["metric", "value", "interval", "n", "unit"], metrics),
         "Prompt": "\n\n".join(
             [
@@ -163,17 +165,9 @@ def _differences(parameters: dict) -> list[str]:
     return found
 
 
-def _flat(values: dict, above: str = "") -> list[list]:
-    """[key, value] of nested sections, keys joined by dots. Of a path only its last part, for the rest says whose disk it is."""
-    rows = []
-    for key, value in values.items():
-        if key in UNTOLD:
-            continue
-        if isinstance(value, dict) and value:
-            rows += _flat(value, f"{above}{key}.")
-        else:
-            rows.append([above + key, _told(value)])
-    return rows
+def _told_values(parameters: dict) -> list[list]:
+    """[key, value] of what a card tells. Of a path only its last part, for the rest says whose disk it is."""
+    return [[key, _told(value)] for key, value in flat(parameters).items() if not {*UNTOLD} & {*key.split(".")}]
 
 
 def _told(value):

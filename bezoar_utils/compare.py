@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from . import files, report
-from .profile import STAGES
-from .stage import RUNS
+from .profile import STAGES, flat
+from .stage import RUNS, finished_records
 
 TARGET = report.REPORTS / "compare"
 NONE = "–"
@@ -42,8 +42,7 @@ def _records(name: str) -> dict[str, dict]:
     known = sorted(p.name for p in RUNS.iterdir() if p.is_dir()) if RUNS.is_dir() else []
     if name not in known:
         raise ValueError(f"no run {name!r} in runs/; there is {', '.join(known) or 'none'}")
-    proofs = {stage: RUNS / name / stage / "stage.json" for stage in STAGES}
-    records = {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
+    records = finished_records(RUNS / name)
     if not records:
         raise ValueError(f"runs/{name} has no finished stage: run `make reproduce PROFILE={name}` first")
     return records
@@ -59,11 +58,11 @@ def parameter_differences(runs: dict[str, dict[str, dict]]) -> list[dict]:
     """
     rows = []
     for stage in _stages(runs):
-        flat = {name: _flat(records[stage]["parameters"]) for name, records in runs.items() if stage in records}
-        for key in dict.fromkeys(key for values in flat.values() for key in values):
-            first, *others = [values.get(key) for values in flat.values()]
+        told = {name: flat(records[stage]["parameters"]) for name, records in runs.items() if stage in records}
+        for key in dict.fromkeys(key for values in told.values() for key in values):
+            first, *others = [values.get(key) for values in told.values()]
             if any(value != first for value in others):
-                cells = {name: str(flat[name][key]) if key in flat.get(name, {}) else NONE for name in runs}
+                cells = {name: str(told[name][key]) if key in told.get(name, {}) else NONE for name in runs}
                 rows.append({"stage": stage, "parameter": key} | cells)
     return rows
 
@@ -105,13 +104,6 @@ def read_log(path: Path) -> list[dict]:
 
 def _stages(runs) -> list[str]:
     return [stage for stage in STAGES if any(stage in records for records in runs.values())]
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _measured(metric: dict | None) -> str:

@@ -16,11 +16,6 @@ from .stage import RUNS, Stage, StageError, finished_folder
 from .template import clean_response, render_prompt
 
 SCHEMES = {"10_lamini": "lamini", "11_orca": "orca", "12_evol_instruct": "evol"}
-CHECKPOINTS = {
-    "OpenBezoar-SFT": "30_sft/OpenBezoar-SFT",
-    "OpenBezoar-HH-RLHF-SFT": "40_hh_sft/OpenBezoar-HH-RLHF-SFT",
-    "OpenBezoar-HH-RLHF-DPO": "50_dpo/OpenBezoar-HH-RLHF-DPO",
-}
 NEEDED = (*SCHEMES, "20_judge_filter", "30_sft", "40_hh_sft", "50_dpo")
 
 
@@ -55,10 +50,10 @@ def parameters(run: Stage, stage: str) -> dict:
 
 def checkpoints(run: Stage) -> dict[str, Path]:
     """Name -> folder, from the base to the aligned model."""
-    from .models import locate_model
+    from .models import locate_checkpoints
 
-    base = load_profile(run.profile).base_model
-    return {"base": locate_model(run, base.model, base.revision)[0]} | {n: run.input(ref) for n, ref in CHECKPOINTS.items()}
+    wanted = load_profile(run.profile).model_dump()["checkpoints"]
+    return {name: folder for name, (folder, _) in locate_checkpoints(run, wanted).items()}
 
 
 @cache

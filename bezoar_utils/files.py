@@ -35,6 +35,13 @@ def read_json(path: Path):
         raise ValueError(f"{path} is damaged or truncated: {error}") from None
 
 
+def kept_json(path: Path, make):
+    """What `make()` gave when it was first asked for under this path; plain values only."""
+    if not path.exists():
+        write_json(path, make())
+    return read_json(path)
+
+
 def append_jsonl(path: Path, *rows: dict) -> None:
     """Finished rows, on disk before this returns. A torn last line of an earlier kill is ended first."""
     path.parent.mkdir(parents=True, exist_ok=True)

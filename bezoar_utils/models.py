@@ -250,3 +250,13 @@ def require_template(folder: Path) -> Path:
     if files.read_json(path) != {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM}:
         raise ValueError(f"{folder.name} was trained with another prompt template than this study's; see its prompt_template.json")
     return folder
+
+
+def locate_checkpoints(stage, checkpoints: dict[str, dict]) -> dict[str, tuple[Path, str]]:
+    """name -> (folder, identity) of a profile's `checkpoints`, the base first. Raises ValueError as `require_template` does
+    for a tuned one of our own; the authors' carry no template file, but theirs is the study's [C]."""
+    found = {name: locate_model(stage, c["model"], c["revision"]) for name, c in checkpoints.items()}
+    for name in list(found)[1:]:
+        if checkpoints[name]["revision"] is None:
+            require_template(found[name][0])
+    return found

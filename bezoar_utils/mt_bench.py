@@ -84,10 +84,7 @@ def _unique(rows: list[dict], what: str) -> dict[int, dict]:
 
 def kept_answers(folder: Path, key: list, answer) -> list[dict]:
     """The rows of `answer()`, from `folder` if they were finished there under the same key (of plain values)."""
-    path = folder / f"{files.sha256_json(key)}.json"
-    if not path.exists():
-        files.write_json(path, answer())
-    return files.read_json(path)
+    return files.kept_json(folder / f"{files.sha256_json(key)}.json", answer)
 
 
 def answer_questions(model, tokenizer, questions: list[dict], settings: dict, seed: int, progress=None) -> list[dict]:

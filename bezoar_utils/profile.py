@@ -484,6 +484,14 @@ def stage_parameters(profile: Profile, stage: str) -> dict:
     return {name: values[name] for name in EVERY_STAGE} | values[own] | {name: values[name] for name in shared}
 
 
+def flat(values: dict, above: str = "") -> dict:
+    """Nested sections as one mapping, keys joined by dots; an empty section stays a value."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
+    return found
+
+
 def check_parameters(stage: str, values: dict) -> None:
     """The same schema for values edited by hand in a notebook. Raises ProfileError."""
     own, shared = STAGES[stage]

@@ -15,9 +15,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from . import files
-from .profile import ROOT, STAGES
+from .profile import ROOT
 from .reference import expected_table
-from .stage import RUNS
+from .stage import RUNS, finished_records
 
 TEMPLATE = Path(__file__).parent / "report_template"
 REPORTS = ROOT / "reports"
@@ -213,8 +213,7 @@ def without_machine_paths(text: str) -> str:
 
 def write_report(profile: str) -> Path:
     """Render every finished stage of a profile. Raises ValueError when none is finished."""
-    proofs = {stage: RUNS / profile / stage / "stage.json" for stage in STAGES}
-    records = {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
+    records = finished_records(RUNS / profile)
     if not records:
         raise ValueError(f"no finished stage in runs/{profile}: run `make reproduce PROFILE={profile}` first")
     target, exporter = REPORTS / profile, chapter_exporter()

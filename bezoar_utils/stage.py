@@ -172,6 +172,12 @@ def finished_folder(profile: str, stage: str) -> Path:
     raise StageError(f"{stage} is not finished for profile {profile!r}: run `make reproduce PROFILE={profile}` first")
 
 
+def finished_records(run: Path) -> dict[str, dict]:
+    """`stage.json` of each stage that is finished in a run's folder, in the stages' order."""
+    proofs = {stage: run / stage / "stage.json" for stage in STAGES}
+    return {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
+
+
 _locks = []  # held until the process ends
 
 

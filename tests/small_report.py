@@ -1,8 +1,9 @@
 """A run of three stages that trained nothing, for tests of the pages made from it."""
 
 import nbformat
+import pytest
 
-from bezoar_utils import charts, files, show
+from bezoar_utils import charts, files, report, show
 
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script><a href='javascript:alert(3)'>x</a>"
 LONG = "unbroken" * 60
@@ -74,3 +75,13 @@ def write_run(runs, name: str, rate: float = 0.001, verdict: str = "shown", stag
     if "90_findings" in stages:
         files.write_json(runs / name / "90_findings" / "claims.json", [claim(verdict=verdict)])
         files.write_json(runs / name / "90_findings" / "not_reproduced.json", [{"what": "the judges", "why": "retired"}])
+
+
+def rendered(folder):
+    """The folder of that run's pages."""
+    write_run(folder / "runs", "small")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "RUNS", folder / "runs")
+        patch.setattr(report, "REPORTS", folder / "reports")
+        report.write_report("small")
+    return folder / "reports" / "small"

@@ -7,9 +7,7 @@ import shutil
 import time
 
 import pytest
-from small_report import write_run
-
-from bezoar_utils import report
+from small_report import rendered
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -21,13 +19,7 @@ WIDTHS = (360, 768, 1440)
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    write_run(folder / "runs", "small")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "RUNS", folder / "runs")
-        patch.setattr(report, "REPORTS", folder / "reports")
-        report.write_report("small")
-    return folder / "reports" / "small"
+    return rendered(tmp_path_factory.mktemp("report"))
 
 
 @pytest.fixture(scope="module")

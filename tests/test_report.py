@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 
 import nbformat
 import pytest
-from small_report import write_run
+from small_report import rendered
 
 from bezoar_utils import files, report, show
 from bezoar_utils.profile import CODE, STAGES
@@ -361,13 +361,7 @@ class Outline(HTMLParser):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("small")
-    write_run(folder / "runs", "small")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "RUNS", folder / "runs")
-        patch.setattr(report, "REPORTS", folder / "reports")
-        report.write_report("small")
-    return folder / "reports" / "small"
+    return rendered(tmp_path_factory.mktemp("small"))
 
 
 def test_every_page_can_be_heard(small):
