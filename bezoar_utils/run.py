@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "stale":
             print(" ".join(stale_stages(options.profile, load_profile(options.profile), dag)))
         elif options.command == "verify":
-            problems = verify(options.profile)
+            problems = verify(options.profile, dag)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")
             return 1 if problems else 0
         elif options.command in ("clean", "clean-paid"):
