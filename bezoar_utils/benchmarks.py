@@ -88,13 +88,14 @@ def _leaves(tasks: dict) -> list:
 
 def task_items(tasks: list) -> dict[str, list[dict]]:
     """task -> its items, each with `text`: what the harness itself would look for in training data, else its prompt."""
-    return {
-        task.config.task: [
-            doc | {"text": str(task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc))}
-            for doc in task.eval_docs
-        ]
-        for task in tasks
-    }
+    return {task.config.task: [doc | {"text": _looked_for(task, doc)} for doc in task.eval_docs] for task in tasks}
+
+
+def _looked_for(task, doc: dict) -> str:
+    try:
+        return str(task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc))
+    except (SyntaxError, ValueError):  # lm-eval 0.4.13 reads what a template gave as a Python literal, which ARC's is not
+        return str(task.doc_to_text(doc))
 
 
 def load_tasks(folder: Path, names: list[str]) -> list:
