@@ -126,11 +126,14 @@ def paper_and_ours(ours: dict[str, dict], paper: dict[str, dict]) -> list[dict]:
 
 def test_all(
     scores: list[dict], ablation: list[dict], sampled: list[dict], grades: list[dict], samples: int, confidence: float, seed: int
-) -> list[dict]:
-    """One row a claim: what was compared, the paired difference with its interval, and the verdict."""
+) -> tuple[list[dict], list[dict]]:
+    """(a row a claim: what was compared, the paired difference with its interval, and the verdict; the claims that this run
+    has nothing to test on, each with why)."""
 
     def row(id, claim, test, before, after, unit, chapter, judge=verdict, limit=0.0):
         before, after = _complete(before, after)
+        if not before:
+            return {"what": claim, "why": f"This profile measures nothing that tests it: {test} (chapter {chapter})."}
         difference, low, high = bootstrap_difference(after, before, samples, confidence, seed)
         return {
             "id": id,
@@ -161,7 +164,7 @@ def test_all(
         return question_grades(grades, model)
 
     share, points = "share of items", "grade points"
-    return [
+    rows = [
         row(
             "sft_over_base",
             "Instruction tuning on the three schemes makes the base answer",
@@ -241,6 +244,7 @@ def test_all(
             "61_mt_bench",
         ),
     ]
+    return [r for r in rows if "id" in r], [r for r in rows if "id" not in r]
 
 
 def _complete(before: list, after: list) -> tuple[list[float], list[float]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import files
-from .profile import CODE, ROOT, STAGES, ProfileError, check_parameters, load_profile, stage_parameters
+from .profile import CODE, REHEARSAL, ROOT, STAGES, ProfileError, check_parameters, load_profile, stage_parameters
 
 RUNS = ROOT / "runs"
 NOTEBOOKS = ROOT / "notebooks"
@@ -67,6 +67,10 @@ class Stage:
             raise StageError(f"{upstream} made no {name!r}; it made {', '.join(sorted(recorded)) or 'nothing'}")
         self.inputs |= {f"{upstream}/{f}": sha for f, sha in matching.items()}
         return folder / name
+
+    def runs(self, upstream: str) -> bool:
+        """Whether this profile runs that stage at all; a chapter may then do without its artifacts."""
+        return upstream in (load_profile(self.profile).stages or STAGES)
 
     def note_input(self, name: str, sha256: str) -> None:
         """Record what was read from outside the run: `file:<path>` or `hub:<set>@<revision>/<file>`."""
@@ -123,7 +127,8 @@ class Stage:
         """Record everything; the last cell of each chapter. Interactive runs become done here, others by the runner."""
         self._open.close()
         shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
-        draft = {
+        rehearsal = {"rehearsal_of": self.profile.removeprefix(REHEARSAL)} if self.profile.startswith(REHEARSAL) else {}
+        draft = rehearsal | {
             "stage": self.name,
             "profile": self.profile,
             "parameters": self.parameters,
@@ -173,9 +178,15 @@ def finished_folder(profile: str, stage: str) -> Path:
 
 
 def finished_records(run: Path) -> dict[str, dict]:
-    """`stage.json` of each stage that is finished in a run's folder, in the stages' order."""
+    """`stage.json` of each stage that is finished in a run's folder, in the stages' order.
+
+    Raises ValueError for a rehearsal's stages in a folder that is not called one: no number of theirs is a result.
+    """
     proofs = {stage: run / stage / "stage.json" for stage in STAGES}
-    return {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
+    records = {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
+    if not run.name.startswith(REHEARSAL) and (taken := [s for s, record in records.items() if "rehearsal_of" in record]):
+        raise ValueError(f"{run.name} holds stages of a rehearsal, which are no results: {', '.join(taken)}")
+    return records
 
 
 _locks = []  # held until the process ends
@@ -269,6 +280,8 @@ def stale_reason(stage: str, profile: str, parameters: dict) -> str | None:
         record = files.read_json(folder / "stage.json")
     except ValueError:
         return "its stage.json is damaged"
+    if record["profile"] != profile:
+        return f"made by profile {record['profile']}"
     changed = [
         k for k in sorted(parameters.keys() | record["parameters"].keys()) if parameters.get(k) != record["parameters"].get(k)
     ]

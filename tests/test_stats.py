@@ -110,10 +110,10 @@ def study(better: float):
 
 
 def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
-    by_id = {c["id"]: c for c in claims.test_all(*study(1.0), 200, 0.95, 0)}
+    by_id = {c["id"]: c for c in claims.test_all(*study(1.0), 200, 0.95, 0)[0]}
     assert by_id["sft_over_base"]["verdict"] == "shown" and by_id["sft_over_base"]["difference"] == pytest.approx(0.5)
     assert by_id["dpo_preferred"]["verdict"] == "shown"
-    by_id = {c["id"]: c for c in claims.test_all(*study(0.0), 200, 0.95, 0)}
+    by_id = {c["id"]: c for c in claims.test_all(*study(0.0), 200, 0.95, 0)[0]}
     assert by_id["sft_over_base"]["verdict"] == by_id["dpo_preferred"]["verdict"] == "not shown"
     assert by_id["dpo_keeps_answers"]["verdict"] == "shown"
 
@@ -121,8 +121,20 @@ def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
 def test_a_failed_judgement_leaves_its_question_out_of_both_sides():
     scores, ablation, sampled, grades = study(1.0)
     grades[0]["rating"] = None
-    by_id = {c["id"]: c for c in claims.test_all(scores, ablation, sampled, grades, 200, 0.95, 0)}
+    by_id = {c["id"]: c for c in claims.test_all(scores, ablation, sampled, grades, 200, 0.95, 0)[0]}
     assert by_id["chat_sft_over_base"]["n"] == 99 and by_id["dpo_best_of_family"]["n"] == 100
+
+
+def test_a_claim_that_the_profile_measures_nothing_for_is_listed_as_such_and_has_no_verdict():
+    scores, _, sampled, grades = study(1.0)
+    sampled = [row | {"exact": None} for row in sampled]
+    tested, untested = claims.test_all(scores, [], sampled, grades, 200, 0.95, 0)
+    assert {"filter_over_unfiltered", "filter_over_random", "dpo_keeps_answers"}.isdisjoint(c["id"] for c in tested)
+    assert len(tested) == 5 and [u["why"].split("(")[1] for u in untested] == [
+        "chapter 75_filter).",
+        "chapter 75_filter).",
+        "chapter 50_dpo).",
+    ]
 
 
 def test_the_two_turns_of_a_question_count_as_one_grade():
