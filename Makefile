@@ -6,6 +6,7 @@ JOBS        ?= 2
 TORCH_INDEX ?=
 SEEDS       ?=
 RUNS        ?=
+DATA        ?=
 PYTHON      ?= python3
 VENV        := .venv
 PY          ?= $(VENV)/bin/python
@@ -36,7 +37,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan rehearse verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -118,6 +119,9 @@ reference: setup ## make this profile's report the committed one, and put its nu
 
 plan: setup ## what would run and why; calls, tokens, cost and time, before anything is spent
 	@$(STUDY) plan $(FOR)
+
+rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
+	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
 
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)

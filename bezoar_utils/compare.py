@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from . import files, report
-from .profile import STAGES, flat
+from .profile import REHEARSAL, STAGES, flat
 from .stage import RUNS, finished_records
 
 TARGET = report.REPORTS / "compare"
@@ -42,6 +42,8 @@ def _records(name: str) -> dict[str, dict]:
     known = sorted(p.name for p in RUNS.iterdir() if p.is_dir()) if RUNS.is_dir() else []
     if name not in known:
         raise ValueError(f"no run {name!r} in runs/; there is {', '.join(known) or 'none'}")
+    if name.startswith(REHEARSAL):
+        raise ValueError(f"{name} is a rehearsal: it has no results to compare")
     records = finished_records(RUNS / name)
     if not records:
         raise ValueError(f"runs/{name} has no finished stage: run `make reproduce PROFILE={name}` first")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from . import files
-from .profile import ROOT, STAGES, ProfileError
+from .profile import REHEARSAL, ROOT, STAGES, ProfileError
 
 
 def prepare_torch(threads: int, seed: int):
@@ -38,7 +38,13 @@ def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str
 
     files_of = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
     folder = Path(snapshot_download(reference, revision=revision, allow_patterns=files_of))
-    return safe_weights(folder, ROOT / "runs" / "models" / f"{reference.replace('/', '--')}@{revision}"), f"{reference}@{revision}"
+    converted = converted_folder(stage.profile) / f"{reference.replace('/', '--')}@{revision}"
+    return safe_weights(folder, converted), f"{reference}@{revision}"
+
+
+def converted_folder(profile: str) -> Path:
+    """Shared by all profiles, but a rehearsal's stand-in must never be found under a real model's name."""
+    return ROOT / "runs" / profile / "models" if profile.startswith(REHEARSAL) else ROOT / "runs" / "models"
 
 
 def safe_weights(folder: Path, converted: Path) -> Path:
@@ -68,11 +74,14 @@ def safe_weights(folder: Path, converted: Path) -> Path:
 
 
 def load_tokenizer(path: Path):
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     from .labels import check_tokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token is None:  # OpenLLaMA's names none; the authors took the id that the model's configuration names [A]
+        padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
     check_tokenizer(tokenizer)
     return tokenizer
 

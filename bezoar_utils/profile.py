@@ -4,6 +4,7 @@
 stage runs. `stage_parameters` is what one stage may know: its own section, flat, and the shared sections it uses.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ CODE = Path(__file__).resolve().parent.parent
 # where notebooks/, profiles/, runs/ and reports/ lie: the checkout, unless a caller (a test, say) works elsewhere
 ROOT = Path(os.environ.get("BEZOAR_HOME", CODE))
 PROFILES = ROOT / "profiles"
+REHEARSAL = "rehearse-"  # begins the name of a rehearsal's profile, whose results are none
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -518,6 +520,8 @@ _Single = _SingleFields()
 
 
 def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
+    if name.startswith(REHEARSAL) and not seen:
+        return _rehearsed(name)
     if name in seen:
         raise ProfileError(f"{name}: extends itself through {' -> '.join(seen)}")
     path = folder / f"{name}.yaml"
@@ -532,6 +536,14 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
         raise ProfileError(f"{path.name} must be a mapping of keys, got {type(data).__name__}")
     parent = data.pop("extends", None)
     return _over(_merged(parent, folder, (*seen, name)), data) if parent else data
+
+
+def _rehearsed(name: str) -> dict:
+    """What `make rehearse` wrote into the run itself, for it is made anew each time."""
+    path = ROOT / "runs" / name / "profile.json"
+    if not path.exists():
+        raise ProfileError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")
+    return json.loads(path.read_text())
 
 
 def _over(base: dict, changes: dict) -> dict:

@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from . import files
-from .profile import ROOT
+from .profile import REHEARSAL, ROOT
 from .reference import expected_table
 from .stage import RUNS, finished_records
 
@@ -224,7 +224,8 @@ def write_report(profile: str) -> Path:
         bodies[f"{stage}.html"] = (f"{stage[:2]} {TITLES[stage]}", body)
     pages = [{"file": file, "label": label} for file, (label, _) in bodies.items()]
     newest = max(records.values(), key=lambda record: record["finished"])
-    made = {"made_from": [f"runs/{profile}"], "commit": newest["git_commit"], "dirty": newest["git_dirty"]}
+    rehearsal = profile.startswith(REHEARSAL)
+    made = {"rehearsal": rehearsal, "made_from": [f"runs/{profile}"], "commit": newest["git_commit"], "dirty": newest["git_dirty"]}
     for place, page in enumerate(pages):
         before, after = pages[place - 1] if place else None, pages[place + 1] if place + 1 < len(pages) else None
         body = bodies[page["file"]][1]
@@ -371,6 +372,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nothing to do: {index.relative_to(ROOT)} is up to date")
         return 0
     try:
+        if options.reference and options.profile.startswith(REHEARSAL):
+            raise ValueError(f"{options.profile} is a rehearsal: it has no results to refer to")
         print(f"report: {write_report(options.profile).relative_to(ROOT)}")
         if options.reference:
             write_reference(options.profile)

@@ -20,7 +20,10 @@ from pathlib import Path
 from . import files
 from .profile import ROOT
 
-LOCK = ROOT / "profiles" / "hub.lock.json"  # {"owner/name": revision}, for those of which a profile knows only the beginning
+# a rehearsal keeps one of its own, for its revisions are made up
+LOCK = Path(
+    os.environ.get("BEZOAR_HUB_LOCK", ROOT / "profiles" / "hub.lock.json")
+)  # {"owner/name": revision}, for those of which a profile knows only the beginning
 LABELS = ("task_name", "template_type")  # what FLAN rows are sampled by
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", bool: "true or false"}
 REVISION = re.compile("[0-9a-f]{40}")

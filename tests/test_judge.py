@@ -1,14 +1,13 @@
 import json
 import random
 import threading
-from http.server import ThreadingHTTPServer
 
 import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
 from bezoar_utils import endpoint as endpoint_module
-from bezoar_utils import judge
+from bezoar_utils import judge, local_server
 from bezoar_utils.endpoint import EndpointError
 from bezoar_utils.judge import (
     Comparison,
@@ -47,17 +46,16 @@ def settings(url: str, model: str = server.ORACLE) -> dict:
 
 @pytest.fixture
 def miniature(small_world):
-    """The miniature's server in this process, and the requests it gets."""
+    """The miniature's server in this process, and the models it is asked for."""
     requests = []
 
-    class Counting(server.handler_for(small_world)):
-        def do_POST(self):
-            requests.append(self.path)
-            super().do_POST()
+    def answer(model, prompt):
+        requests.append(model)
+        return server.answer(small_world, prompt, model)
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Counting)
+    running = local_server.open_server((server.ORACLE, server.SKIMMER), answer)
     threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{running.server_port}/v1", requests
+    yield local_server.address(running), requests
     running.shutdown()
     running.server_close()
 
@@ -199,7 +197,7 @@ def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(miniature
     verdicts = Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts")
     # the last one is right, in another form than asked for: its rating says so, and it is refused
     assert [(v.status, v.rating) for v in verdicts] == [("Accept", 10), ("Reject", 1), ("Reject", 1), ("Reject", 7)]
-    assert requests == ["/v1/chat/completions"] * 4
+    assert requests == [server.ORACLE] * 4
     assert Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts") == verdicts and len(requests) == 4
     assert stage.counts["calls"] == 8 and stage.reported[-1] == ("verdicts", 4, 4)
 
@@ -232,7 +230,7 @@ def test_a_model_the_server_does_not_have_is_refused(miniature, small_world, sta
     url, requests = miniature
     with pytest.raises(EndpointError, match=r"refuses model gpt-4.*404.*no model 'gpt-4' here"):
         Judge(stage, settings(url, "gpt-4")).ask(Verdict, prompts_of(small_world, ["a"]), "verdicts")
-    assert len(requests) == 1
+    assert requests == []
 
 
 def test_a_judge_nobody_asks_needs_no_key_and_one_that_is_asked_does(stage, monkeypatch):

@@ -7,10 +7,9 @@ closes, so it never outlives the stage that started it. The study reaches it onl
 import json
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from .. import judge
+from .. import judge, local_server
 from . import oracle
 from .world import World, build_world
 
@@ -48,48 +47,11 @@ def _reply(thoughts: str, **verdict) -> str:
     return f"{thoughts}\n{json.dumps(verdict)}"
 
 
-def handler_for(world: World) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"  # keeps connections open: a new one a call costs more than the call
-        disable_nagle_algorithm = True
-
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            model, prompt = request["model"], request["messages"][-1]["content"]
-            if model not in (ORACLE, SKIMMER):
-                return self.reply(404, {"error": {"message": f"no model {model!r} here"}})
-            try:
-                self.reply(200, completion(model, prompt, answer(world, prompt, model)))
-            except (KeyError, ValueError) as error:
-                self.reply(400, {"error": {"message": str(error)}})
-
-        def reply(self, status: int, body: dict) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    return Handler
-
-
-def completion(model: str, prompt: str, text: str) -> dict:
-    """A chat completion in OpenAI's format; its usage counts words, for this judge has no tokens."""
-    message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    asked, said = len(prompt.split()), len(text.split())
-    usage = {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
-    return {"id": "miniature", "object": "chat.completion", "created": 0, "model": model, "choices": [message], "usage": usage}
-
-
 def main() -> None:
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_for(build_world(**settings)))
+    world = build_world(**json.loads(Path(sys.argv[1]).read_text()))
+    server = local_server.open_server((ORACLE, SKIMMER), lambda model, prompt: answer(world, prompt, model))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(f"http://127.0.0.1:{server.server_port}/v1", flush=True)
+    print(local_server.address(server), flush=True)
     sys.stdin.read()
 
 

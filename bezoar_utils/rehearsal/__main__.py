@@ -1,0 +1,91 @@
+"""`python -m bezoar_utils.rehearsal --profile paper`: the command behind `make rehearse`."""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from .. import files, local_server
+from ..profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
+from ..sources import SourceError
+from ..stage import RUNS
+from . import account, cut, stage_set
+from .hub import open_hub
+from .voices import open_voices
+
+ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+
+
+def needs_stand_ins(profile: Profile) -> bool:
+    values = profile.model_dump(mode="json")
+    return bool(cut.hub_models(profile) or cut.remote_endpoints(values) or any(s["hub"] for s in cut.sources(values).values()))
+
+
+def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
+    """Run the whole profile on stand-ins and give an account of it; the exit code of the run.
+
+    Raises ProfileError for a profile that does not load, SourceError for a local file that cannot be read.
+    """
+    profile = load_profile(name)
+    if not needs_stand_ins(profile):
+        print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
+        return 0
+    folder, started = RUNS / (REHEARSAL + name), time.time()
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(ROOT / "reports" / folder.name, ignore_errors=True)
+    print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
+    hub = open_hub(stage_set.build(profile, folder / "hub", own_data))
+    voices = open_voices(tuple(sorted({one["model"] for one in cut.remote_endpoints(profile.model_dump(mode="json")).values()})))
+    values = cut.rehearsed(profile, local_server.address(voices), stage_set.harness_tasks(profile))
+    stage_set.cut_local_files(values, folder / "data")
+    files.write_json(folder / "profile.json", Profile.model_validate(values).model_dump(mode="json"))
+    for server in (hub, voices):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    code = subprocess.run(
+        [
+            "make",
+            "-f",
+            str(CODE / "Makefile"),
+            "--no-print-directory",
+            "reproduce",
+            f"PROFILE={folder.name}",
+            f"PY={sys.executable}",
+            f"JOBS={jobs}",
+        ],
+        cwd=ROOT,
+        env=environment(profile, folder, f"http://127.0.0.1:{hub.server_port}"),
+        check=False,
+    ).returncode
+    account.write(name, profile, values, time.time() - started, finished=code == 0)
+    return code
+
+
+def environment(profile: Profile, folder: Path, hub: str) -> dict[str, str]:
+    """The run's environment: nothing leaves the machine, and no real key or cache is within its reach."""
+    kept = {k: v for k, v in os.environ.items() if k not in (*ONLINE, "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    asked = cut.remote_endpoints(profile.model_dump(mode="json")).values()
+    keys = {one["endpoint"]["api_key_env"]: "rehearsal" for one in asked if one["endpoint"]["api_key_env"]}
+    cache = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    own = {"BEZOAR_HUB_LOCK": str(folder / "hub.lock.json"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+    return kept | keys | cache | own
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bezoar_utils.rehearsal")
+    parser.add_argument("--profile", required=True)
+    parser.add_argument("--jobs", default="2")
+    parser.add_argument("--data", type=Path, help="a folder of own rows: DATA/<set>/<file> as on the hub")
+    options = parser.parse_args(arguments)
+    try:
+        return rehearse(options.profile, options.jobs, options.data)
+    except (ProfileError, SourceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""A profile cut to a rehearsal: the same choices, but a handful of rows and steps, and endpoints on this machine. Pure."""
+
+from fnmatch import fnmatch
+
+from ..profile import Profile, flat, load_profile
+
+STEPS = {"steps": 4, "epochs": None, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
+TRAININGS = ("sft", "hh_sft", "dpo", "filter_test")
+# the most that a rehearsal does of something; what a profile does not do at all it does not do here either
+MOST = {
+    "lamini.example_guided_calls": 4,
+    "lamini.topic_guided_calls": 4,
+    "orca.per_collection.*": 6,
+    "evol.seeds_per_category": 2,
+    "judge_filter.repeat_rows": 8,
+    "dpo.sampled_prompts": 8,
+    "mt_bench.repeat_rows": 8,
+    "launch.processes": 2,
+}
+LIMIT = 8  # items a benchmark
+PRETENDED_USD = 1000.0  # the purse is kept as in earnest, with money that is none
+ENDPOINTS = ("teacher", "judge", "evol.equality_judge", "judge_filter.second_judge", "mt_bench.second_judge")
+
+
+def rehearsed(profile: Profile, address: str, tasks: list[str]) -> dict:
+    """The profile's values with its work cut down, every remote endpoint at `address`, and only those harness `tasks`."""
+    values = profile.model_dump(mode="json")
+    for place, value in flat(values).items():
+        most = next((most for pattern, most in MOST.items() if fnmatch(place, pattern)), None)
+        if most is not None:
+            put(values, place, min(value, most))
+    for section in TRAININGS:
+        values[section] |= STEPS
+    values["ablations"] |= {"steps": 2, "dpo_steps": 2, "sampled_prompts": 4}
+    values["benchmarks"]["limit"] = min(values["benchmarks"]["limit"] or LIMIT, LIMIT)
+    values["money"]["budget_usd"] = PRETENDED_USD
+    values["launch"]["config_file"] = None
+    values["offline"] = False
+    if not values["evaluation"]["tasks_from"]:
+        values["evaluation"]["tasks"] = tasks
+        values["benchmarks"]["fewshot"] = {t: n for t, n in values["benchmarks"]["fewshot"].items() if t in tasks}
+    if "00_miniature" in (profile.stages or ("00_miniature",)):
+        values["miniature"] = load_profile("tiny").miniature.model_dump(mode="json")
+    for endpoint in remote_endpoints(values).values():
+        endpoint["endpoint"]["base_url"] = address
+    return values
+
+
+def put(values: dict, place: str, value) -> None:
+    *above, last = place.split(".")
+    for key in above:
+        values = values[key]
+    values[last] = value
+
+
+def at(values: dict, place: str):
+    """What stands at a dotted place of nested sections, None where a section on the way is none."""
+    for key in place.split("."):
+        values = values and values[key]
+    return values
+
+
+def remote_endpoints(values: dict) -> dict[str, dict]:
+    """Place -> teacher or judge that answers over a network."""
+    found = {place: at(values, place) for place in ENDPOINTS}
+    return {place: asked for place, asked in found.items() if asked and asked["endpoint"] and asked["endpoint"]["base_url"]}
+
+
+def hub_models(profile: Profile) -> dict[str, str]:
+    """Model id -> revision, of the models that this profile loads from the hub."""
+    local_teacher = [profile.teacher] if profile.teacher.endpoint is None else []
+    named = (profile.base_model, *profile.checkpoints.values(), *local_teacher)
+    return {one.model: one.revision for one in named if one.revision}
+
+
+def sources(values, place: str = "") -> dict[str, dict]:
+    """Place -> source, of every set of rows that a profile names."""
+    if not isinstance(values, dict):
+        return {}
+    if {"artifact", "file", "hub"} <= values.keys():
+        return {place: values}
+    return {p: s for key, value in values.items() for p, s in sources(value, f"{place}.{key}".strip(".")).items()}
+
+
+def changes(profile: Profile, values: dict) -> list[dict]:
+    """What the rehearsal does otherwise: place, the profile's value, the rehearsal's."""
+    before, after = flat(profile.model_dump(mode="json")), flat(values)
+    return [{"value": k, "profile": v, "rehearsal": after.get(k)} for k, v in before.items() if after.get(k) != v]

@@ -1,0 +1,151 @@
+"""Models of the real ones' architecture, tokenizer class and configuration keys, small and without training.
+
+Their next token depends mostly on the last one, by the counts of a small corpus: the embedding says which token it is, the
+head what followed it there, and attention and MLP add a little noise. So they end their replies and write the tags of the
+study's prompts now and then, which weights drawn at random would never do.
+"""
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+from .. import files
+from . import rows
+
+VOCABULARY = 512
+HIDDEN = 512  # as wide as the vocabulary, so that an embedding can be one number a token
+SMALL = {
+    "hidden_size": HIDDEN,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "vocab_size": VOCABULARY,
+}
+NOISE = 0.02
+# part of a lower-case id -> model type of transformers; the first that fits
+ARCHITECTURES = {
+    "open_llama": "llama",
+    "openbezoar": "llama",
+    "llama": "llama",
+    "falcon": "falcon",
+    "smollm3": "smollm3",
+    "smollm2": "llama",
+    "olmo-2": "olmo2",
+    "olmo-3": "olmo3",
+    "qwen3-30b-a3b": "qwen3_moe",
+    "qwen3": "qwen3",
+    "prometheus": "mistral",
+    "mistral": "mistral",
+}
+# as they lie on the hub: weights as a pickle only
+PICKLED = ("openlm-research/open_llama_3b_v2", "SurgeGlobal/OpenBezoar-HH-RLHF-SFT", "h2oai/")
+SENTENCEPIECE = ("llama",)  # architectures whose repositories bring `tokenizer.model` and no tokenizer.json
+
+
+def architecture(name: str) -> str | None:
+    return next((kind for part, kind in ARCHITECTURES.items() if part in name.lower()), None)
+
+
+def corpus(n: int = 400) -> list[str]:
+    rng = random.Random(0)
+    told = [rows.answer(rng) for _ in range(n)]
+    lists = ["\n".join(f"<example>{rows.instruction(rng)}</example>" for _ in range(20)) for _ in range(n // 10)]
+    return [*told, *lists, *(f"{a}\n\n{rows.answer(rng)}" for a in told[: n // 4])]
+
+
+def write_model(name: str, folder: Path) -> None:
+    """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    kind = architecture(name) or "llama"
+    texts = corpus()
+    tokenizer = _sentencepiece(folder, texts) if kind in SENTENCEPIECE else _byte_pairs(folder, texts)
+    special = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos")}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if kind == "qwen3_moe" else {}
+    config = AutoConfig.for_model(
+        kind, **SMALL, **special, **experts, max_position_embeddings=2048, tie_word_embeddings=False, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    _follow_corpus(model, [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts])
+    model = model.to(torch.float16)
+    if name.startswith(PICKLED):
+        config.dtype = "float16"
+        config.save_pretrained(folder)
+        GenerationConfig(**special, pad_token_id=0).save_pretrained(folder)
+        torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    else:
+        model.save_pretrained(folder)
+
+
+def _follow_corpus(model, told: list[list[int]]) -> None:
+    import torch
+
+    counts = torch.full((VOCABULARY, VOCABULARY), 1e-4)
+    for ids in told:
+        for token, following in pairwise(ids):
+            counts[token, following] += 1
+    wanted = (counts / counts.sum(-1, keepdim=True)).log()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, NOISE)
+        model.get_input_embeddings().weight.copy_(torch.eye(VOCABULARY, HIDDEN))
+        state = HIDDEN**0.5  # what the last norm makes of one number among zeros
+        model.get_output_embeddings().weight.copy_((wanted - wanted.mean()).T / state)
+
+
+def _sentencepiece(folder: Path, texts: list[str]):
+    """OpenLLaMA's way: a sentencepiece model and no `tokenizer.json`, no padding token."""
+    import io
+
+    import sentencepiece
+    from transformers import AutoTokenizer
+
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts * 3),
+        model_writer=written,
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=True,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    files.write_bytes(folder / "tokenizer.model", written.getvalue())
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    told = special | {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "model_max_length": 2048,
+        "pad_token": None,
+        "tokenizer_class": "LlamaTokenizer",
+    }
+    files.write_json(folder / "tokenizer_config.json", told)
+    files.write_json(folder / "special_tokens_map.json", special)
+    files.write_json(folder / "config.json", {"model_type": "llama"})  # the tokenizer is asked for before the model is made
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _byte_pairs(folder: Path, texts: list[str]):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|begin_of_text|>", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 1)]
+    )
+    pad, bos, eos = special
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
+    fast.save_pretrained(folder)
+    return fast

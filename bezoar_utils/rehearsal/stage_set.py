@@ -1,0 +1,45 @@
+"""The stand-ins on disk: repositories for every hub id of a profile, and the first rows of its local files."""
+
+from pathlib import Path
+
+from ..profile import ROOT, Profile
+from . import cut, models, rows
+from .hub import Repositories
+
+
+def harness_tasks(profile: Profile) -> list[str]:
+    """Those of the profile's harness tasks whose data sets have a stand-in."""
+    return [] if profile.evaluation.tasks_from else [name for name in profile.evaluation.tasks if name in rows.TASKS]
+
+
+def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories:
+    """Every repository a profile names. `own_data`/<set>/<file>, where it exists, gives the rows instead of made-up ones.
+
+    Raises SourceError for a file there that cannot be read.
+    """
+    repositories = Repositories(folder)
+    for name, revision in cut.hub_models(profile).items():
+        models.write_model(name, repositories.add("models", name, revision))
+    for place, source in cut.sources(profile.model_dump(mode="json")).items():
+        if source["hub"]:
+            revision = source["revision"] or source["expect_prefix"].ljust(40, "0")
+            target = repositories.add("datasets", source["hub"], revision)
+            for name in file_names(source):
+                own = own_data and own_data / source["hub"] / name
+                rows.write(target / name, rows.first_rows(own) if own and own.is_file() else rows.made(place, source))
+    rows.write_tasks(harness_tasks(profile), lambda data_set: repositories.add("datasets", data_set, "0" * 40))
+    return repositories
+
+
+def file_names(source: dict) -> list[str]:
+    """A source's files, a made-up name for each pattern."""
+    return [name.replace("*", "part-0") for name in source["files"]]
+
+
+def cut_local_files(values: dict, folder: Path) -> None:
+    """Let every source that is a local file be its first rows. Raises SourceError for a file that cannot be read."""
+    for place, source in cut.sources(values).items():
+        if source["file"] and (ROOT / source["file"]).is_file():
+            short = folder / f"{place}{''.join(Path(source['file']).suffixes[-2:])}"
+            rows.write(short, rows.first_rows(ROOT / source["file"]))
+            cut.put(values, f"{place}.file", str(short.relative_to(ROOT)))
