@@ -81,7 +81,7 @@ lock: ## pin requirements/*.in anew (needs uv; for maintainers)
 
 # ---------------------------------------------------------------------------------------------------------------- the study
 reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: some 10 minutes; again: nothing to do)
-	@$(MAKE) --no-print-directory -j$(JOBS) stages
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) stages
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
@@ -102,7 +102,7 @@ $(foreach s,$(sort $(STAGES) $(APART)),$(eval $(call stage_rule,$(s))))
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: some nine minutes more); with SEEDS=3 over three trainings each
-	@$(MAKE) --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
 .PHONY: ablations-stage

@@ -4,7 +4,6 @@
 stage runs. `stage_parameters` is what one stage may know: its own section, flat, and the shared sections it uses.
 """
 
-import json
 import os
 import re
 from pathlib import Path
@@ -540,10 +539,10 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
 
 def _rehearsed(name: str) -> dict:
     """What `make rehearse` wrote into the run itself, for it is made anew each time."""
-    path = ROOT / "runs" / name / "profile.json"
+    path = ROOT / "runs" / name / "profile.yaml"
     if not path.exists():
         raise ProfileError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")
-    return json.loads(path.read_text())
+    return yaml.safe_load(path.read_text())
 
 
 def _over(base: dict, changes: dict) -> dict:

@@ -306,6 +306,8 @@ def test_a_users_own_profile_is_rehearsed_from_end_to_end(home):
     facts = files.read_json(home / "runs" / "rehearse-mine" / "rehearsal.json")
     assert facts["finished"] and {"artifact": "10_lamini/lamini.parquet"}.items() <= facts["shapes"][0].items()
     assert any(row["reason"] == "calls" and row["rows"] == 8 for row in facts["dropped"])
+    written = yaml.safe_load((home / "runs" / "rehearse-mine" / "profile.yaml").read_text())
+    assert list(written["checkpoints"])[0] == "base", "each checkpoint follows the one before it"
     record = files.read_json(home / "runs" / "rehearse-mine" / "10_lamini" / "stage.json")
     assert record["rehearsal_of"] == "mine" and record["counts"]["calls"] > 8
     pages = [(home / "reports" / "rehearse-mine" / name).read_text() for name in ("index.html", "10_lamini.html", "rehearsal.html")]

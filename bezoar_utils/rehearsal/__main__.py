@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import yaml
+
 from .. import files, local_server
 from ..profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
 from ..sources import SourceError
@@ -42,7 +44,8 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     voices = open_voices(tuple(sorted({one["model"] for one in cut.remote_endpoints(profile.model_dump(mode="json")).values()})))
     values = cut.rehearsed(profile, local_server.address(voices), stage_set.harness_tasks(profile))
     stage_set.cut_local_files(values, folder / "data")
-    files.write_json(folder / "profile.json", Profile.model_validate(values).model_dump(mode="json"))
+    values = Profile.model_validate(values).model_dump(mode="json")
+    files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
     for server in (hub, voices):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     code = subprocess.run(

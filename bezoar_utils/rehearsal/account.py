@@ -1,5 +1,6 @@
 """What a rehearsal did, and what it could not: as JSON in its run, as a page beside its report, and a few lines on the screen."""
 
+import re
 from pathlib import Path
 
 from .. import files, report
@@ -7,6 +8,8 @@ from ..profile import REHEARSAL, Profile
 from ..stage import RUNS, finished_records
 from . import cut, models, rows
 
+PROGRESS = re.compile(r"\d+%\|")
+TOTALS = ("accepted", "kept", "calls", "instructions written", "queries drawn", "evolutions")  # what was kept, or began
 CUDA_ONLY = "CUDA kernels, the paged optimizer, memory and speed on a GPU: this machine has none"
 UNTESTED = (
     "the download: network, disk space, gated or vanished repositories, the real files' bytes",
@@ -93,7 +96,7 @@ def said_to_stderr(folder: Path) -> list[dict]:
     outputs = [o for cell in files.read_json(folder / "chapter.ipynb")["cells"] for o in cell.get("outputs", [])]
     text = "".join("".join(o["text"]) for o in outputs if o.get("name") == "stderr")
     lines = dict.fromkeys(line.split("\r")[-1].strip() for line in report.without_machine_paths(text).splitlines())
-    return [{"stage": folder.name, "said": line} for line in lines if line]
+    return [{"stage": folder.name, "said": line} for line in lines if line and not PROGRESS.search(line)]
 
 
 def stand_ins(profile: Profile) -> list[dict]:
@@ -134,11 +137,11 @@ def untested(profile: Profile) -> list[str]:
 def summary(facts: dict) -> list[str]:
     minutes, seconds = divmod(int(facts["seconds"]), 60)
     end = "passed" if facts["finished"] else "FAILED"
-    lost = sum(row["rows"] for row in facts["dropped"] if row["reason"] not in ("accepted", "kept"))
+    lost = sum(row["rows"] for row in facts["dropped"] if row["reason"] not in TOTALS)
     return [
         f"rehearsal of {facts['rehearsal_of']}: {end}, {len(facts['stages'])} stages in {minutes}:{seconds:02d}",
         *(f"  fallback: {line}" for line in facts["fallbacks"]),
-        f"  counted under a reason: {lost} rows or steps; said by libraries: {len(facts['said'])} lines",
+        f"  rows dropped under a reason: {lost}; lines that libraries said: {len(facts['said'])}",
         *(f"  not tested: {line}" for line in facts["untested"]),
     ]
 

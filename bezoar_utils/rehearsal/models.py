@@ -1,8 +1,8 @@
 """Models of the real ones' architecture, tokenizer class and configuration keys, small and without training.
 
 Their next token depends mostly on the last one, by the counts of a small corpus: the embedding says which token it is, the
-head what followed it there, and attention and MLP add a little noise. So they end their replies and write the tags of the
-study's prompts now and then, which weights drawn at random would never do.
+head what followed it there, and attention and MLP add a little noise. So they write words and end their replies, which
+weights drawn at random would never do.
 """
 
 import random
@@ -22,6 +22,7 @@ SMALL = {
     "vocab_size": VOCABULARY,
 }
 NOISE = 0.02
+ENDS = 0.04  # how likely a text ends after any token: replies stay far below the 1,024 tokens they may take
 # part of a lower-case id -> model type of transformers; the first that fits
 ARCHITECTURES = {
     "open_llama": "llama",
@@ -68,7 +69,7 @@ def write_model(name: str, folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    _follow_corpus(model, [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts])
+    _follow_corpus(model, [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts], tokenizer.eos_token_id)
     model = model.to(torch.float16)
     if name.startswith(PICKLED):
         config.dtype = "float16"
@@ -79,13 +80,14 @@ def write_model(name: str, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _follow_corpus(model, told: list[list[int]]) -> None:
+def _follow_corpus(model, told: list[list[int]], eos: int) -> None:
     import torch
 
     counts = torch.full((VOCABULARY, VOCABULARY), 1e-4)
     for ids in told:
         for token, following in pairwise(ids):
             counts[token, following] += 1
+    counts[:, eos] += ENDS * counts.sum(-1)
     wanted = (counts / counts.sum(-1, keepdim=True)).log()
     with torch.no_grad():
         for parameter in model.parameters():
