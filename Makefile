@@ -121,7 +121,7 @@ plan: setup ## what would run and why; calls, tokens, cost, GPU memory and time,
 	@$(STUDY) plan $(FOR)
 
 doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys, hub, endpoints
-	@$(PY) -m bezoar_utils.doctor --profile $(PROFILE)
+	@$(PY) -m bezoar_utils.doctor $(PROFILE)
 
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)

@@ -107,7 +107,7 @@ def test_with_addresses_that_never_answer_it_ends_in_three_seconds_and_shows_no_
         judge = paper.judge.model_copy(update={"endpoint": address})
         monkeypatch.setattr(doctor, "load_profile", lambda name: paper.model_copy(update={"judge": judge}))
         began = time.monotonic()
-        assert doctor.main(["--profile", "paper"]) == 1
+        assert doctor.main("paper") == 1
         assert time.monotonic() - began < 3
     said = capsys.readouterr().out
     assert CANARY not in said and "JUDGE_API_KEY set" in said
@@ -116,7 +116,7 @@ def test_with_addresses_that_never_answer_it_ends_in_three_seconds_and_shows_no_
 
 
 def test_the_miniature_needs_no_gpu_no_key_and_no_hub(capsys):
-    doctor.main([])
+    doctor.main("mini")
     said = capsys.readouterr().out
     assert "note     GPU: this profile needs none" in said and "keys: none needed" in said
     assert "served by the study itself" in said and "hub" not in said
