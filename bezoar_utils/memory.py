@@ -142,8 +142,9 @@ def too_large(profile: Profile, served: dict[str, list[str]]) -> list[str]:
     gpu, largest = profile.plan.gpu, {}
     for row in stage_memory(profile, served):
         largest[row["stage"]] = max(row, largest.get(row["stage"], row), key=lambda r: r["all"])
+    size = f"{gpu.memory_gib:g} GiB ({gpu.name}; name yours in plan.gpu)" if gpu else ""
     return [
-        f"{stage} will not fit in {gpu.memory_gib:g} GiB ({gpu.name}): {row['moment']} needs {row['all'] / GIB:.1f}"
+        f"{stage} will not fit in {size}: {row['moment']} needs {row['all'] / GIB:.1f}"
         for stage, row in largest.items()
         if row["all"] > gpu.memory_gib * GIB
     ]

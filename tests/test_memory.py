@@ -143,7 +143,7 @@ def test_a_stage_that_does_not_fit_is_named_with_what_it_needs():
     smaller = consumer.plan.model_copy(update={"gpu": consumer.plan.gpu.model_copy(update={"memory_gib": 22.0})})
     told = memory.too_large(consumer.model_copy(update={"plan": smaller}), plan.asked(consumer))
     assert [line.split()[0] for line in told] == ["12_evol_instruct", "61_mt_bench"]
-    assert told[1].startswith("61_mt_bench will not fit in 22 GiB (RTX 4090): answering needs 22.")
+    assert told[1].startswith("61_mt_bench will not fit in 22 GiB (RTX 4090; name yours in plan.gpu): answering needs 22.")
 
 
 def test_hours_follow_the_stated_formula():

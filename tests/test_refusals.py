@@ -9,7 +9,6 @@ import pytest
 from bezoar_utils import files, refusals
 from bezoar_utils.profile import CODE, PROFILES, ProfileError, load_profile
 
-PIN = "0123456789abcdef" * 2 + "01234567"
 SERVER = "{base_url: 'http://127.0.0.1:9/v1', local_server: null, api_key_env: null, concurrency: 1, timeout_s: 1.0, attempts: 1}"
 
 
@@ -64,8 +63,11 @@ def test_paper_says_how_to_be_paid_and_then_passes(profile):
         ("teacher: {mode: raw}", "teacher.wrapper: a bare '{prompt}' in mode raw asks the teacher without its template"),
         ("judge: {model: Olmo-3.1-32B-Instruct}\nmoney: {prices: {Olmo-3.1-32B-Instruct: [0, 0]}}", "plan.same_family: true"),
         ("judge: {model: olmo-3-7b-instruct}", "the judge olmo-3-7b-instruct is of the teacher's family (olmo-3-7b-instruct)"),
-        ("plan: {gpu: {memory_gib: 16.0}}", "30_sft will not fit in 16 GiB (RTX 4090): merged beside needs 21.5"),
-        ("dpo: {sampled_prompts: 200}", "50_dpo will not fit in 24 GiB (RTX 4090)"),
+        (
+            "plan: {gpu: {memory_gib: 16.0}}",
+            "30_sft will not fit in 16 GiB (RTX 4090; name yours in plan.gpu): merged beside needs 21.5",
+        ),
+        ("dpo: {sampled_prompts: 200}", "50_dpo will not fit in 24 GiB (RTX 4090; name yours in plan.gpu)"),
     ],
 )
 def test_what_cannot_work_is_one_line_with_the_key(profile, text, words):
