@@ -37,7 +37,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan rehearse verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan doctor rehearse verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -61,6 +61,7 @@ help: ## this list
 	@echo "  released  the authors' released rows and verdicts, checked and filtered (up to DPO; needs the hub and a GPU, no key)"
 	@echo "  checkpoints  the authors' released checkpoints, measured (needs the hub, a GPU and a judge of your own)"
 	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (up to DPO; needs GPUs, a key, money)"
+	@echo "  consumer  all of it with today's open parts on one GPU of 24 GB: Olmo 3 7B teaches, Prometheus 2 7B judges (needs the hub, no money)"
 	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
@@ -117,8 +118,11 @@ compare: setup ## RUNS="mini mine" side by side: parameters, metrics, verdicts, 
 reference: setup ## make this profile's report the committed one, and put its numbers into README.md and REPRODUCING.md (for maintainers)
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference
 
-plan: setup ## what would run and why; calls, tokens, cost and time, before anything is spent
+plan: setup ## what would run and why; calls, tokens, cost, GPU memory and time, before anything is spent; why it cannot work
 	@$(STUDY) plan $(FOR)
+
+doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys, hub, endpoints
+	@$(PY) -m bezoar_utils.doctor $(PROFILE)
 
 rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
 	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")

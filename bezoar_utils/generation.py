@@ -6,6 +6,8 @@ of its own: a kill, another batch size or one more row changes no other row (but
 
 import hashlib
 
+KEPT_BYTES = 2 * 2**30  # of keys and values of one batch: room beside a 3B model in float32 and a judge on a 24 GB GPU
+
 
 def row_seeds(seed: int, what: str, n: int) -> list[int]:
     """One 31-bit seed a row, from the study's seed, what is generated, and the row's number."""
@@ -18,6 +20,19 @@ def by_length(prompts: list[str], batch_size: int) -> list[list[int]]:
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def rows_at_once(kept_bytes_a_token: int, tokens: int, batch_size: int) -> int:
+    """At most `batch_size` rows of so many tokens, and no more than their keys and values have room for, but one."""
+    return max(1, min(batch_size, KEPT_BYTES // (kept_bytes_a_token * max(1, tokens))))
+
+
+def _kept_bytes(model) -> int:
+    """Bytes a token of keys and values, in the model's own dtype."""
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * size * model.dtype.itemsize
+
+
 def generate(
     model, tokenizer, prompts: list[str], *, seed: int, batch_size: int = 128, progress=None, cut: set | None = None, **sampling
 ) -> list[str]:
@@ -27,6 +42,9 @@ def generate(
     """
     texts, done = [""] * len(prompts), 0
     seeds = row_seeds(seed, "generate", len(prompts))
+    if prompts:
+        longest = max(map(len, tokenizer(prompts)["input_ids"]))
+        batch_size = rows_at_once(_kept_bytes(model), longest + sampling["max_new_tokens"], batch_size)
     for chosen in by_length(prompts, batch_size):
         said = continue_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
         for i, text in zip(chosen, tokenizer.batch_decode(said, skip_special_tokens=True)):

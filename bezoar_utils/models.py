@@ -92,9 +92,12 @@ def load_model(path: Path, quantisation: dict | None = None):
     On CPUs with AVX512-BF16, bitsandbytes re-packs 4-bit weights at the first forward in eval mode and later trains with an
     op that has no gradient: gradients were 63 % wrong (relative norm), silently. The packing is switched off here.
     """
+    import gc
+
     import torch
     from transformers import AutoModelForCausalLM
 
+    gc.collect()  # modules hold each other: a model nobody names any more goes before the next one comes
     # one process a GPU: accelerate tells each which is its own
     device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else {"": "cpu"}
     options = {"dtype": torch.float32, "device_map": device, "use_safetensors": True, "trust_remote_code": False}

@@ -364,10 +364,56 @@ class Intervals(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
 
 
+class Served(Section):
+    """A model that a server holds on the GPU of `plan.gpu`; `kv_bytes` are keys and values of one token of context."""
+
+    weights_gb: Annotated[float, Field(gt=0)]
+    kv_bytes: Positive
+
+
 class Expected(Section):
     prompt_tokens: Positive
     reply_tokens: Positive
     calls_per_second: Annotated[float, Field(gt=0)]
+    context: Positive | None
+    served: Served | None
+
+    @model_validator(mode="after")
+    def served_with_a_context(self):
+        if self.served and not self.context:
+            raise ValueError("served needs the context that the server gives each call")
+        return self
+
+
+class Gpu(Section):
+    """Peaks from the vendor's data sheet: dense bfloat16 TFLOP/s with float32 accumulation, GB/s of its memory."""
+
+    name: str
+    memory_gib: Annotated[float, Field(gt=0)]
+    tflops: Annotated[float, Field(gt=0)]
+    gb_per_second: Annotated[float, Field(gt=0)]
+    share: Rate
+
+
+class Shape(Section):
+    """A Llama's shape, as its config.json has it."""
+
+    hidden: Positive
+    layers: Positive
+    intermediate: Positive
+    heads: Positive
+    kv_heads: Positive
+    vocabulary: Positive
+    tied: bool
+    context: Positive
+
+
+class Work(Section):
+    sft_rows: Positive
+    tokens_per_row: dict[Literal["30_sft", "40_hh_sft", "50_dpo", "75_filter"], Positive]
+    benchmark_tokens: Positive
+    downloads_gb: Price
+    converted_gb: Price
 
 
 class Plan(Section):
@@ -377,6 +423,16 @@ class Plan(Section):
     questions: Positive
     teacher: Expected
     judge: Expected
+    same_family: bool
+    gpu: Gpu | None
+    base: Shape | None
+    work: Work | None
+
+    @model_validator(mode="after")
+    def a_gpu_has_work(self):
+        if self.gpu and not (self.base and self.work):
+            raise ValueError("gpu needs base, the base model's shape, and work, how many rows and tokens there are")
+        return self
 
 
 class Profile(Section):

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 
-from . import files, plan
+from . import files, plan, refusals
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
 from .stage import DRAFT, KEPT, NOTEBOOKS, RUNS, StageError, notebook_hash, stale_reason, verify
 
@@ -53,7 +53,8 @@ def expected_seconds(profile_name: str, stage: str) -> float | None:
     return None
 
 
-def show_plan(profile_name: str, dag: dict[str, list[str]]) -> None:
+def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
+    """Print what would run, and 2 when it cannot: the reasons come last, one a line."""
     profile = load_profile(profile_name)
     reasons = stale_stages(profile_name, profile, dag)
     for stage in dag:
@@ -71,9 +72,18 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> None:
                 "",
                 "calls, before any is made (tokens and speed as the profile's `plan` reckons them):",
                 *plan.call_lines(profile_name, profile),
+                "",
+                *plan.gpu_lines(profile),
             ]
-        )
+        ),
+        flush=True,
     )
+    for note in refusals.notes(profile):
+        print(f"note: {note}", flush=True)
+    reasons = [*refusals.impossible(profile), *refusals.unpaid(profile_name, profile)]
+    for reason in reasons:
+        print(f"error: {reason}", file=sys.stderr)
+    return 2 if reasons else 0
 
 
 # ----------------------------------------------------------------------------------------------------------- one stage
@@ -300,9 +310,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "stage" and options.name in dag:
             run_stage(options.name, options.profile, dag[options.name], dag)
         elif options.command == "plan":
-            show_plan(options.profile, dag)
+            return show_plan(options.profile, dag)
         elif options.command == "stale":
-            print(" ".join(stale_stages(options.profile, load_profile(options.profile), dag)))
+            profile = load_profile(options.profile)
+            if reasons := refusals.impossible(profile):
+                raise ProfileError("\nerror: ".join(reasons))
+            print(" ".join(stale_stages(options.profile, profile, dag)))
         elif options.command == "verify":
             problems = verify(options.profile, dag)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")

@@ -28,6 +28,7 @@ CONTRACT = {
     "bezoar_utils.profile",
     "bezoar_utils.run",
     "bezoar_utils.plan",
+    "bezoar_utils.memory",
 }
 
 

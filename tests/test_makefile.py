@@ -205,6 +205,7 @@ def test_make_alone_prints_every_target(study):
         "compare",
         "verify",
         "plan",
+        "doctor",
         "clean",
         "clean-paid",
         "ablations",
