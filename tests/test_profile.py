@@ -38,6 +38,8 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("sft: {steps: '300'}", ["sft.steps", "'300'", "integer"]),
         ("teacher: {wrapper: hello}", ["teacher", "{prompt}"]),
         ("judge: {endpoint: {base_url: 'http://x'}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
+        ("judge: {endpoint: {base_url: [], local_server: null}}", ["judge.endpoint.base_url", "at least 1 item"]),
+        ("judge: {endpoint: {base_url: [x, x], local_server: null}}", ["judge.endpoint", "base_url names an address twice: x, x"]),
         ("judge: {endpoint: {local_server: null}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
         ("judge: {endpoint: {api_key_env: sk-123}}", ["judge.endpoint", "NAME of an environment variable"]),
         ("judge: {endpoint: {concurrency: 0}}", ["judge.endpoint.concurrency", "0", "greater than or equal to 1"]),
