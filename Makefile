@@ -91,7 +91,7 @@ shard: setup ## one more process for the data stages: `make reproduce SHARD=0/2`
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
 ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
-STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)"; $(STUDY) stale $(FOR) || echo FAILED)
+STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)" BEZOAR_SHARD="$(SHARD)"; $(STUDY) stale $(FOR) || echo FAILED)
 ifneq (,$(filter FAILED,$(STALE)))
 $(error the study cannot start, see the line above)
 endif
