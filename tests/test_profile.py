@@ -77,13 +77,14 @@ def test_a_wrong_value_is_one_line_naming_key_value_and_what_is_allowed(folder, 
         assert word in message
 
 
-def remote_judge(url: str = "https://x/v1") -> str:
-    return f"{{model: big, endpoint: {{base_url: '{url}', local_server: null}}}}"
+def remote_judge(address: str) -> str:
+    return f"{{model: big, endpoint: {{base_url: {address}, local_server: null}}}}"
 
 
+@pytest.mark.parametrize("address", ["'https://x/v1'", "['https://x/v1', 'https://y/v1']"])
 @pytest.mark.parametrize("who", ["judge: {}", "judge_filter: {{second_judge: {}}}", "mt_bench: {{second_judge: {}}}"])
-def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who):
-    asked = who.format(remote_judge())
+def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who, address):
+    asked = who.format(remote_judge(address))
     write(folder, "mine", f"extends: mini\n{asked}\n")
     with pytest.raises(ProfileError, match=r"^mine: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
         load_profile("mine", folder)
