@@ -14,7 +14,7 @@ from pathlib import Path
 
 from . import files
 from .profile import CODE
-from .stage import PACT, StageError, notebook_hash, this_shard
+from .stage import PACT, StageError, ledgers, notebook_hash, this_shard
 
 POLL_S = 1.0
 PATIENCE_S = 15 * 60  # within it a 40-billion model loads and writes a batch; a shard from which less is heard is dead
@@ -44,7 +44,7 @@ class Ledger:
 
     def refresh(self) -> bool:
         """Read what all shards wrote since the last look; True when there was anything."""
-        paths = [path for path in (self.home / self.path.name, *self.home.glob(f"shard-*/{self.path.name}")) if path.exists()]
+        paths = [path for path in dict.fromkeys([*ledgers(self.home), self.path]) if path.exists()]
         news = [row for path in paths if path != self.path or path not in self._read for row in self._new_rows(path)]
         self._keep(news)
         return bool(news)
@@ -116,13 +116,12 @@ def terms(stage: str, parameters: dict, of: int) -> str:
 
 def begin(folder: Path, agreed: str, of: int) -> None:
     """Shard 0 begins a stage in `folder`, or goes on with it while others are still at it. Raises StageError if they differ."""
+    pact, busy = _read_pact(folder), [path.name for path in sorted(folder.glob("shard-*")) if _at_work(path)]
+    if busy and (of == 1 or (pact and pact["terms"] != agreed)):
+        raise StageError(_difference(busy[0], folder))
     if of == 1:
         (folder / PACT).unlink(missing_ok=True)
-        return
-    pact, busy = _read_pact(folder), [path.name for path in sorted(folder.glob("shard-*")) if _at_work(path)]
-    if busy and pact and pact["terms"] != agreed:
-        raise StageError(_difference(busy[0], folder))
-    if not (busy and pact):
+    elif not (busy and pact):
         files.write_json(folder / PACT, {"run": uuid.uuid4().hex, "terms": agreed})
 
 

@@ -219,6 +219,11 @@ def _lock(folder: Path, patience_s: float = 30) -> None:
         time.sleep(0.2)
 
 
+def ledgers(folder: Path) -> list[Path]:
+    """A stage's ledgers of finished calls: its own, and those of shards that have shared it."""
+    return [path for path in (folder / "calls.jsonl", *sorted(folder.glob("shard-*/calls.jsonl"))) if path.exists()]
+
+
 def is_artifact(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
     return (

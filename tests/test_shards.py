@@ -221,6 +221,8 @@ def test_shards_with_other_parameters_or_code_are_an_error_at_once(tmp_path, at_
     at_work(tmp_path / "shard-1")
     with pytest.raises(StageError, match=r"shard-1 works at .* with other parameters, code or number of shards"):
         ledger.begin(tmp_path, "others", 2)
+    with pytest.raises(StageError, match=r"shard-1 works at .* with other"):
+        ledger.begin(tmp_path, "these", 1)
 
 
 def test_shard_0_that_comes_back_goes_on_with_those_that_stayed_and_else_begins_anew(tmp_path, at_work):
