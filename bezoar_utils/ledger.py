@@ -116,7 +116,7 @@ def terms(stage: str, parameters: dict, of: int) -> str:
 
 def begin(folder: Path, agreed: str, of: int) -> None:
     """Shard 0 begins a stage in `folder`, or goes on with it while others are still at it. Raises StageError if they differ."""
-    pact, busy = _read_pact(folder), [path.name for path in sorted(folder.glob("shard-*")) if _at_work(path)]
+    pact, busy = _read_pact(folder), [path.name for path in sorted(folder.glob("shard-*")) if at_work(path)]
     if busy and (of == 1 or (pact and pact["terms"] != agreed)):
         raise StageError(_difference(busy[0], folder))
     if of == 1:
@@ -130,7 +130,7 @@ def pact_of(folder: Path, agreed: str) -> str | None:
     pact = None if (folder / "stage.json").exists() else _read_pact(folder)
     if pact and pact["terms"] == agreed:
         return pact["run"]
-    if pact and _at_work(folder):
+    if pact and at_work(folder):
         raise StageError(_difference("shard 0", folder))
     return None
 
@@ -144,7 +144,7 @@ def _read_pact(folder: Path) -> dict | None:
         return files.read_json(folder / PACT)
 
 
-def _at_work(folder: Path) -> bool:
+def at_work(folder: Path) -> bool:
     """Does a living process hold this folder's lock?"""
     try:
         with open(folder / ".lock") as handle:

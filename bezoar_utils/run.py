@@ -124,7 +124,7 @@ def run_stage(stage: str, profile_name: str, reads: list[str], dag: dict[str, li
 def run_shard(profile_name: str, dag: dict[str, list[str]], shard: Shard) -> None:
     """Do this shard's part of each data stage that shard 0 begins, until all of them are fresh. Makes no artifact.
 
-    Raises StageError when a chapter fails, and when shard 0 begins nothing for ledger.PATIENCE_S.
+    Raises StageError when a chapter fails, and when shard 0 has been at work on no stage for ledger.PATIENCE_S.
     """
     profile = load_profile(profile_name)
     joined, told, since = set(), "", time.monotonic()
@@ -141,9 +141,11 @@ def run_shard(profile_name: str, dag: dict[str, list[str]], shard: Shard) -> Non
             if told != missing[0]:
                 told = missing[0]
                 say(f"[shard {shard.number}/{shard.of}] waiting for shard 0 to begin or finish {told}")
+            if any(ledger.at_work(RUNS / profile_name / stage) for stage in dag):
+                since = time.monotonic()
             if time.monotonic() - since > ledger.PATIENCE_S:
                 raise StageError(
-                    f"shard 0 has begun no stage for {ledger.PATIENCE_S / 60:.0f} minutes; {missing[0]} is not finished"
+                    f"shard 0 has been at work on no stage for {ledger.PATIENCE_S / 60:.0f} minutes; {missing[0]} is not finished"
                 )
             time.sleep(ledger.POLL_S)
     say(f"[shard {shard.number}/{shard.of}] the data stages are finished")

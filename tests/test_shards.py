@@ -20,7 +20,7 @@ from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 from test_kill import BATCH, TEACHER, judged, verdict
 
-from bezoar_utils import files, ledger, plan, run
+from bezoar_utils import files, ledger, plan, run, stage
 from bezoar_utils.judge import Judge, Verdict
 from bezoar_utils.ledger import Ledger
 from bezoar_utils.stage import StageError, is_artifact, this_shard
@@ -146,14 +146,14 @@ def test_a_silent_shard_is_named_and_what_is_finished_stays(as_shard, tmp_path, 
     monkeypatch.setattr(ledger, "PATIENCE_S", 0.3)
     as_shard("0/3")
     ledger.begin(tmp_path, "as agreed", 3)
-    stage = StubStage(tmp_path)
+    stub = StubStage(tmp_path)
     settings = {"model": "m", "endpoint": None, "temperature": 0.0, "max_tokens": 64}
     with FakeEndpoint(verdict) as fake:
-        judge = Judge(stage, settings | {"endpoint": remote(fake.url)})
+        judge = Judge(stub, settings | {"endpoint": remote(fake.url)})
         with pytest.raises(StageError, match="nothing from shard 1, shard 2 of 3 for 0 minutes; what is finished is kept"):
             judge.ask(Verdict, [judged(n) for n in range(9)], "verdicts")
     assert len(texts(tmp_path / "calls.jsonl")) == 3
-    assert stage.reported[-1] == ("verdicts, waiting for shard 1, shard 2", 3, 9)
+    assert stub.reported[-1] == ("verdicts, waiting for shard 1, shard 2", 3, 9)
 
 
 def test_a_process_alone_reads_what_shards_finished(tmp_path):
@@ -201,15 +201,17 @@ def at_work(tmp_path):
     """Locks a folder as a chapter that works there does, in a process of its own."""
     begun = []
 
-    def lock(folder: Path) -> None:
+    def lock(folder: Path) -> subprocess.Popen:
         folder.mkdir(exist_ok=True)
         code = f"import fcntl; h = open({str(folder / '.lock')!r}, 'w'); fcntl.flock(h, 2); print(flush=True); input()"
         begun.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE))
         begun[-1].stdout.readline()
+        return begun[-1]
 
     yield lock
     for process in begun:
-        process.communicate(b"\n")
+        process.kill()
+        process.wait()
 
 
 def test_shards_with_other_parameters_or_code_are_an_error_at_once(tmp_path, at_work):
@@ -247,6 +249,20 @@ def test_a_shard_stops_when_shard_0_begins_anew_or_needs_it_no_more(tmp_path, as
     files.write_json(tmp_path / "stage.json", {})
     with pytest.raises(StageError, match="shard 0 has finished this stage by itself"):
         list(Ledger(tmp_path / "shard-1/calls.jsonl").others({"a": 0}, lambda *_: None))
+
+
+def test_a_shard_waits_for_shard_0_while_that_is_at_work_on_any_stage_and_not_for_ever(tmp_path, at_work, monkeypatch):
+    monkeypatch.setattr(ledger, "POLL_S", 0.05)
+    monkeypatch.setattr(ledger, "PATIENCE_S", 0.3)
+    for module in (run, stage):
+        monkeypatch.setattr(module, "RUNS", tmp_path)
+    (tmp_path / "tiny").mkdir()
+    began = time.monotonic()
+    ends = at_work(tmp_path / "tiny" / "00_miniature")
+    threading.Timer(1.0, ends.communicate, (b"\n",)).start()
+    with pytest.raises(StageError, match="shard 0 has been at work on no stage for 0 minutes; 10_lamini is not finished"):
+        run.run_shard("tiny", {"00_miniature": [], "10_lamini": ["00_miniature"]}, stage.Shard(1, 2))
+    assert time.monotonic() - began > 1.2
 
 
 if __name__ == "__main__":
