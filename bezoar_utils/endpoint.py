@@ -16,11 +16,12 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import mktime_tz, parsedate_tz
 from pathlib import Path
 
 from . import files
+from .ledger import HOPELESS, Ledger
 from .money import BudgetReached, Purse, cost_usd
 from .profile import load_profile
 from .stage import RUNS
@@ -30,8 +31,8 @@ LONGEST_PAUSE_S = 60.0
 PURSE_WAIT_S = 0.05
 PATHS = {"chat": "/chat/completions", "raw": "/completions"}
 PASSING = {408, 409, 429}  # and every 5xx: the same request may well be answered later
-HOPELESS = {"400", "413", "422"}  # this prompt will never be answered; any other status concerns all prompts
 SILENCE = {"timeout", "connection"}
+AVOID_S = 30.0  # how long an address that fell silent is passed over before one more call asks whether it is back
 CUT_SHORT = "finish_reason length"
 TEMPLATE_TOKENS = 64  # what a chat template adds, at most; a text itself has no more tokens than UTF-8 bytes
 
@@ -129,55 +130,89 @@ class _Unanswered(Exception):
         self.reason, self.said, self.pause_s = reason, said, pause_s
 
 
+@dataclass
+class _Address:
+    """One of several equal servers. `silent_until` is 0.0 while it answers."""
+
+    url: str
+    client: object
+    in_flight: int = 0
+    silent_until: float = 0.0
+
+
+@dataclass
+class _Call:
+    key: str
+    request: Request
+    tried: Counter = field(default_factory=Counter)  # attempts by address
+
+
 class Endpoint:
-    """Asks one model and keeps each finished call in the ledger.
+    """Asks one model, at one address or at several equal ones, and keeps each finished call in the ledger.
 
     `settings` has api_key_env, local_server, concurrency, timeout_s and attempts. `price` is in US dollars a million prompt
     and reply tokens; above 0 it needs a `purse`. `version` tells apart servers that go by one name. `sent` and `failures` count
-    the calls that this object ended, not those found in the ledger. The key goes nowhere but into the client.
+    the calls that this object ended, not those found in the ledger. The key goes nowhere but into the client. A call's key in
+    the ledger has no address in it, so results do not depend on who answered.
     Raises EndpointError when a remote endpoint's key is not in its environment variable, ValueError for a price without a purse.
     """
 
     def __init__(
-        self, model: str, settings: dict, base_url: str, ledger: Path, price=(0.0, 0.0), purse: Purse | None = None, version=""
+        self,
+        model: str,
+        settings: dict,
+        base_url: str | list[str],
+        ledger: Path,
+        price=(0.0, 0.0),
+        purse: Purse | None = None,
+        version="",
     ):
+        self.urls = [base_url] if isinstance(base_url, str) else base_url
         key_name = settings["api_key_env"]
         self._secret = os.environ.get(key_name or "", "").strip()  # a stray newline would get past the redaction
         if key_name and not self._secret and not settings["local_server"]:
-            raise EndpointError(f"{model} at {base_url} needs its key in the environment variable {key_name}")
+            raise EndpointError(f"{model} at {self._where()} needs its key in the environment variable {key_name}")
         if any(price) and purse is None:
             raise ValueError(f"{model} has a price, so its calls need a purse to be paid from")
-        self.model, self.version, self.settings, self.base_url, self.ledger = model, version, settings, base_url, Path(ledger)
+        self.model, self.version, self.settings, self.ledger = model, version, settings, Ledger(ledger)
         self.price, self.purse = price, purse
         self.sent = 0
         self.failures: Counter[str] = Counter()
         self._anyone_there, self._paid_under_way = False, 0
-        self._finished = {row["key"]: _reply(row) for row in files.read_jsonl(self.ledger) if _is_final(row)}
 
     def ask(self, requests: list[Request], progress: Callable[[int, int], None] | None = None) -> list[Reply]:
-        """A reply a request, in their order. Equal requests are one call; what the ledger holds is not sent again.
+        """A reply a request, in their order. Equal requests are one call; what the ledger holds is not sent again. Where shards
+        share the stage, each sends its own calls and waits for the others' answers.
 
         Raises EndpointError when going on is pointless and money.BudgetReached when the purse is; either way the calls in
         flight end and are kept first. Works inside a running event loop too.
         """
         keys = [self._key(request) for request in requests]
         copies = Counter(keys)
-        replies = {key: self._finished[key] for key in copies if key in self._finished}
-        waiting = {key: request for key, request in zip(keys, requests) if key not in replies}
+        self.ledger.refresh()
+        replies = {key: _reply(self.ledger.finished[key]) for key in copies if key in self.ledger.finished}
+        numbers = {key: number for number, key in enumerate(copies) if key not in replies}
+        mine = {key: _Call(key, r) for key, r in zip(keys, requests) if key in numbers and self.ledger.owns(numbers[key])}
+        theirs = {key: number for key, number in numbers.items() if key not in mine}
 
         done = sum(copies[key] for key in replies)
 
-        def arrived(key: str, reply: Reply) -> None:
-            nonlocal done
-            replies[key], done = reply, done + copies[key]
+        def report(*waiting: str) -> None:
             if progress:
-                progress(done, len(requests))
+                progress(done, len(requests), *waiting)
 
-        if waiting:
-            _run_apart(self._send(deque(waiting.items()), arrived))
+        def arrived(row: dict) -> None:
+            nonlocal done
+            replies[row["key"]], done = _reply(row), done + copies[row["key"]]
+            report()
+
+        if mine:
+            _run_apart(self._send(deque(mine.values()), arrived))
+        for row in self.ledger.others(theirs, lambda _, whom: report(whom)):
+            arrived(row)
         return [replies[key] for key in keys]
 
-    async def _send(self, waiting: deque, arrived: Callable[[str, Reply], None]) -> None:
+    async def _send(self, waiting: deque[_Call], arrived: Callable[[dict], None]) -> None:
         import httpx2  # the HTTP client under openai
         import openai
         import tenacity
@@ -192,56 +227,57 @@ class Endpoint:
 
         retrying = tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception(lambda error: isinstance(error, _Unanswered) and error.reason not in HOPELESS),
-            stop=tenacity.stop_after_attempt(self.settings["attempts"]),
+            stop=tenacity.stop_after_attempt(max(self.settings["attempts"], len(self.urls))),
             wait=_pause_s,
             sleep=pause,
             reraise=True,
         )
 
-        async def work(client) -> None:
+        async def work(addresses: list[_Address]) -> None:
             while waiting and not errors:
-                key, request = waiting.popleft()
                 try:
-                    arrived(key, await self._call(retrying, client, key, request))
+                    arrived(await self._call(retrying, addresses, waiting.popleft()))
                 except Exception as error:  # kept, so that the other workers' calls end before it is raised
                     errors.append(error)
                     stopped.set()
 
         workers = min(self.settings["concurrency"], len(waiting))
-        async with openai.AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=self._secret or "local",
-            timeout=self.settings["timeout_s"],
-            max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_keepalive_connections=workers)),
-        ) as client:
-            await asyncio.gather(*(work(client) for _ in range(workers)))
+        async with contextlib.AsyncExitStack() as stack:
+            addresses = []
+            for url in self.urls:
+                client = openai.AsyncOpenAI(
+                    base_url=url,
+                    api_key=self._secret or "local",
+                    timeout=self.settings["timeout_s"],
+                    max_retries=0,
+                    http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_keepalive_connections=workers)),
+                )
+                addresses.append(_Address(url, await stack.enter_async_context(client)))
+            await asyncio.gather(*(work(addresses) for _ in range(workers)))
         if errors:
             raise errors[0]
 
-    async def _call(self, retrying, client, key: str, request: Request) -> Reply:
+    async def _call(self, retrying, addresses: list[_Address], call: _Call) -> dict:
         try:
-            row = await retrying.copy()(self._attempt, client, key, request)
+            row = await retrying.copy()(self._attempt, addresses, call)
         except _Unanswered as missed:
             if missed.reason in SILENCE and not self._anyone_there:
-                raise EndpointError(f"no answer from {self.base_url} (model {self.model}): {missed.said}") from None
-            row = {"key": key, "failure": missed.reason, "said": missed.said}
-            files.append_jsonl(self.ledger, row)
+                raise EndpointError(f"no answer from {self._where()} (model {self.model}): {missed.said}") from None
+            row = {"key": call.key, "failure": missed.reason, "said": missed.said}
+            self.ledger.append(row)
             self.failures[missed.reason] += 1
         self.sent += 1
-        if _is_final(row):
-            self._finished[key] = _reply(row)
-        return _reply(row)
+        return row
 
-    async def _attempt(self, client, key: str, request: Request) -> dict:
+    async def _attempt(self, addresses: list[_Address], call: _Call) -> dict:
         """One try, its worst case set aside before. Raises _Unanswered, EndpointError, BudgetReached."""
-        worst_usd = self._worst_usd(request)
+        worst_usd = self._worst_usd(call.request)
         if not worst_usd:
-            return await self._exchange(client, key, request, None, 0.0)
+            return await self._exchange(_freest(addresses, call), call, None, 0.0)
         ticket = await self._ticket(worst_usd)
         self._paid_under_way += 1
         try:
-            return await self._exchange(client, key, request, ticket, worst_usd)
+            return await self._exchange(_freest(addresses, call), call, ticket, worst_usd)
         finally:
             self._paid_under_way -= 1
 
@@ -255,34 +291,42 @@ class Endpoint:
                     raise
             await asyncio.sleep(PURSE_WAIT_S)
 
-    async def _exchange(self, client, key: str, request: Request, ticket: str | None, worst_usd: float) -> dict:
+    async def _exchange(self, address: _Address, call: _Call, ticket: str | None, worst_usd: float) -> dict:
         """One HTTP request; the ledger's row of its answer."""
         import httpx2
         import openai
 
-        missed = None
+        missed, request = None, call.request
+        address.in_flight += 1
         try:
-            response = await client.post(PATHS[request.mode], cast_to=httpx2.Response, body=self._body(request))
+            response = await address.client.post(PATHS[request.mode], cast_to=httpx2.Response, body=self._body(request))
         except openai.APITimeoutError:
             missed = _Unanswered("timeout", f"no reply within {self.settings['timeout_s']} s")
         except openai.APIConnectionError as error:
             missed = _Unanswered("connection", self._redacted(error.__cause__ or error))
         except openai.APIStatusError as error:
-            missed = self._refusal(error)
+            missed = self._refusal(error, address.url)
             if ticket:
                 self.purse.settle(ticket, 0.0)
+        finally:
+            address.in_flight -= 1
+        silent = isinstance(missed, _Unanswered) and missed.reason in SILENCE
+        address.silent_until = time.monotonic() + AVOID_S if silent else 0.0
         if missed:
             raise missed  # out here, or the client's own error would hang on it, and that may hold the key
         text, note, usage = self._read(response, request.mode)
         usd = cost_usd(self.price, *usage) if usage else worst_usd
         tokens_in, tokens_out = usage or (0, 0)
-        row = {"key": key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
+        row = {"key": call.key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
         row |= {"note": note} if note else {}
-        files.append_jsonl(self.ledger, row)
+        self.ledger.append(row)
         if ticket:  # after the ledger: a kill in between counts the call too dear, never sends it twice
             self.purse.settle(ticket, usd)
         self._anyone_there = True
         return row
+
+    def _where(self) -> str:
+        return ", ".join(self.urls)
 
     def _key(self, request: Request) -> str:
         return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})
@@ -300,12 +344,12 @@ class Endpoint:
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
         return cost_usd(self.price, len(request.prompt.encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"])
 
-    def _refusal(self, error) -> Exception:
+    def _refusal(self, error, url: str) -> Exception:
         """What an HTTP error status means: wait and try again, give up this prompt, or give up the endpoint."""
         status, said = error.status_code, self._redacted(error)
         if status in PASSING or status >= 500 or str(status) in HOPELESS:
             return _Unanswered(str(status), said, _asked_pause_s(error.response.headers.get("retry-after")))
-        return EndpointError(f"{self.base_url} refuses model {self.model} (HTTP {status}): {said}")
+        return EndpointError(f"{url} refuses model {self.model} (HTTP {status}): {said}")
 
     def _read(self, response, mode: str) -> tuple[str, str, tuple[int, int] | None]:
         """Text, note and usage of a 200. Whether a body that is none was billed nobody knows: its reservation stays."""
@@ -321,6 +365,19 @@ class Endpoint:
         """One short line without the key, which providers like to repeat in their error texts."""
         text = " ".join(str(said).split())
         return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
+
+
+def _freest(addresses: list[_Address], call: _Call) -> _Address:
+    """The address with the fewest calls in flight, of those that answer; a retry goes to another one if it can.
+
+    One call at a time is risked on an address that fell silent, and only after AVOID_S.
+    """
+    now = time.monotonic()
+    best = min(addresses, key=lambda a: (a.silent_until > now, call.tried[a.url], a.in_flight))
+    call.tried[best.url] += 1
+    if best.silent_until:
+        best.silent_until = now + AVOID_S
+    return best
 
 
 def _answer(choice: dict, mode: str) -> tuple[str, str]:
@@ -356,10 +413,6 @@ def _pause_s(state) -> float:
     if asked is None:
         return tenacity.wait_random_exponential(multiplier=BACKOFF_S, max=LONGEST_PAUSE_S)(state)
     return min(asked, LONGEST_PAUSE_S) + random.uniform(0, BACKOFF_S)  # not all of them in the same instant
-
-
-def _is_final(row: dict) -> bool:
-    return "text" in row or row["failure"] in HOPELESS
 
 
 def _reply(row: dict) -> Reply:

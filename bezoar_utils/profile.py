@@ -71,7 +71,7 @@ class Money(Section):
 
 
 class Endpoint(Section):
-    base_url: str | None
+    base_url: str | Annotated[list[str], Field(min_length=1)] | None
     local_server: str | None
     api_key_env: str | None
     concurrency: Annotated[int, Field(ge=1, le=256)]
@@ -82,6 +82,8 @@ class Endpoint(Section):
     def one_address(self):
         if (self.base_url is None) == (self.local_server is None):
             raise ValueError("give exactly one of base_url and local_server")
+        if isinstance(self.base_url, list) and len(set(self.base_url)) < len(self.base_url):
+            raise ValueError(f"base_url names an address twice: {', '.join(self.base_url)}")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.api_key_env):
             raise ValueError("api_key_env is the NAME of an environment variable in capitals, never the key itself")
         return self

@@ -9,6 +9,7 @@ from functools import cached_property
 from . import files
 from .endpoint import Request, open_endpoint, record_calls
 from .generation import by_length, generate_batch, row_seeds
+from .ledger import Ledger
 from .models import load_model, load_tokenizer, locate_model
 
 SCHEME = "teacher-1"  # of the key; a change of what is sent under the same settings needs a new one
@@ -60,27 +61,35 @@ class EndpointEngine:
 
 
 class LocalEngine:
-    """Local weights, loaded when first needed. A batch is written as a whole, so that resumed batches hold the same rows."""
+    """Local weights, loaded when first needed. A batch is written as a whole, so that resumed batches hold the same rows.
+
+    Shards share whole batches: whoever makes one, its rows have the same neighbours, and so the same rounding.
+    """
 
     def __init__(self, stage, settings: dict):
-        self.stage, self.settings, self.ledger = stage, settings, stage.output("calls.jsonl")
+        self.stage, self.settings, self.ledger = stage, settings, Ledger(stage.output("calls.jsonl"))
         self.path, self.identity = locate_model(stage, settings["model"], settings["revision"])
         self.tokenizer, self.model = load_tokenizer(self.path), None
 
     def generate(self, prompts: list[str], settings: list[dict], progress) -> list[str | None]:
         model = {"model": self.identity, "four_bit": self.settings["four_bit"], "scheme": SCHEME}
         keys = [files.sha256_json({"prompt": p, **wanted, **model}) for p, wanted in zip(prompts, settings)]
-        finished = {row["key"]: row for row in files.read_jsonl(self.ledger)}
+        self.ledger.refresh()
+        finished = self.ledger.finished
         fits = self._fit(prompts)
         fitting = [i for i, fit in enumerate(fits) if fit]
-        done = len(prompts) - len(fitting)
-        for batch in by_length([prompts[i] for i in fitting], self.settings["batch_size"]):
+        done, missing = len(prompts) - len(fitting), {}
+        for number, batch in enumerate(by_length([prompts[i] for i in fitting], self.settings["batch_size"])):
             rows = [fitting[i] for i in batch]
             if any(keys[i] not in finished for i in rows):
-                new = self._answer([keys[i] for i in rows], [prompts[i] for i in rows], [settings[i] for i in rows])
-                files.append_jsonl(self.ledger, *new)
-                finished |= {row["key"]: row for row in new}
+                if not self.ledger.owns(number):
+                    missing |= {keys[i]: number for i in rows}
+                    continue
+                self.ledger.append(*self._answer([keys[i] for i in rows], [prompts[i] for i in rows], [settings[i] for i in rows]))
             done += len(rows)
+            progress(done, len(prompts))
+        for _ in self.ledger.others(missing, lambda left, whom: progress(len(prompts) - left, len(prompts), whom)):
+            done += 1
             progress(done, len(prompts))
         answered = [finished.get(key) if fit else None for key, fit in zip(keys, fits)]
         self.stage.spend(tokens=sum(row["tokens_in"] + row["tokens_out"] for row in answered if row), calls=len(fitting))

@@ -29,7 +29,7 @@ class StubStage:
             self.counts[key] += amount
 
     def reporter(self, what: str):
-        return lambda done, total: self.reported.append((what, done, total))
+        return lambda done, total, more="": self.reported.append((what + more, done, total))
 
 
 def remote(url: str, **changes) -> dict:

@@ -1,11 +1,14 @@
 import asyncio
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from email.utils import formatdate
 
+import fake_endpoint
 import pytest
 from fake_endpoint import FakeEndpoint, first_attempts_fail
 
@@ -166,7 +169,7 @@ def test_an_answered_call_is_never_sent_again(ledger):
         again = Endpoint("m", SETTINGS, fake.url, ledger)
         assert again.ask(many(6))[:5] == first
     assert fake.received.total() == 6 and again.sent == 1
-    assert Endpoint("other", SETTINGS, NOWHERE, ledger)._finished.keys() == {row["key"] for row in rows(ledger)}
+    assert Endpoint("other", SETTINGS, NOWHERE, ledger).ledger.finished.keys() == {row["key"] for row in rows(ledger)}
 
 
 def test_the_counts_are_those_of_this_object(ledger):
@@ -461,3 +464,69 @@ def test_another_server_under_the_same_name_is_asked_anew(ledger):
         for version in ("one", "one", "two"):
             Endpoint("m", SETTINGS, fake.url, ledger, version=version).ask(many(3))
     assert fake.received.total() == 6
+
+
+# ------------------------------------------------------------------------------------------------ several equal servers
+
+
+def test_two_servers_share_the_calls_evenly_and_the_results_are_those_of_one(tmp_path):
+    with FakeEndpoint(latency_s=0.01) as one, FakeEndpoint(latency_s=0.01) as other:
+        both = Endpoint("m", SETTINGS, [one.url, other.url], tmp_path / "both.jsonl").ask(many(60))
+        shares = len(one.answered), len(other.answered)
+        alone = Endpoint("m", SETTINGS, one.url, tmp_path / "alone.jsonl").ask(many(60))
+    assert both == alone and sum(shares) == 60 and min(shares) >= 20
+    assert sorted(map(str, rows(tmp_path / "both.jsonl"))) == sorted(map(str, rows(tmp_path / "alone.jsonl")))
+
+
+def test_a_server_killed_halfway_costs_no_call(ledger, tmp_path):
+    command = [sys.executable, fake_endpoint.__file__, "0.02", "0.0", "1"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with FakeEndpoint(latency_s=0.02) as stays, subprocess.Popen(command, **pipes) as dies:
+        urls = [dies.stdout.readline().strip(), stays.url]
+        seen = []
+
+        def kill(done: int, total: int) -> None:
+            seen.append(done)
+            if done == 50:
+                dies.kill()
+
+        endpoint = Endpoint("m", SETTINGS, urls, ledger)
+        replies = endpoint.ask(many(100), kill)
+    assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(100)]
+    assert not endpoint.failures and seen[-1] == 100 and 60 <= len(stays.answered) <= 95
+    assert len({row["key"] for row in rows(ledger)}) == len(rows(ledger)) == 100
+
+
+def test_with_all_servers_dead_the_error_names_each(ledger):
+    with pytest.raises(EndpointError, match=r"no answer from http://127\.0\.0\.1:9/v1, http://127\.0\.0\.1:19/v1 \(model m\)"):
+        Endpoint("m", SETTINGS, [NOWHERE, "http://127.0.0.1:19/v1"], ledger).ask(many(5))
+
+
+def test_one_living_server_among_dead_ones_is_found_even_by_a_single_call(ledger):
+    nowhere = [f"http://127.0.0.1:{port}/v1" for port in (9, 19, 29, 39)]
+    with FakeEndpoint() as fake:
+        assert Endpoint("m", SETTINGS | {"attempts": 1}, [*nowhere, fake.url], ledger).ask([chat("a")])[0].text == "A"
+
+
+def test_a_retry_goes_to_another_server(ledger):
+    with FakeEndpoint(faults=always("500")) as broken, FakeEndpoint() as sound:
+        endpoint = Endpoint("m", SETTINGS | {"attempts": 2}, [broken.url, sound.url], ledger)
+        assert all(reply.text for reply in endpoint.ask(many(20))) and len(sound.answered) == 20
+    assert max(broken.received.values()) == 1
+
+
+def test_a_silent_server_is_passed_over_and_asked_by_one_call_whether_it_is_back(ledger, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "AVOID_S", 0.3)
+    began = time.monotonic()
+    down = lambda prompt, attempt: "close" if time.monotonic() < began + 1.0 else None  # noqa: E731
+    with FakeEndpoint(latency_s=0.01, faults=down) as returns, FakeEndpoint(latency_s=0.01) as stays:
+        endpoint = Endpoint("m", SETTINGS | {"concurrency": 4}, [returns.url, stays.url], ledger)
+        asked = [chat(f"prompt {n}") for n in range(800)]
+        assert all(reply.text for reply in endpoint.ask(asked))
+        assert returns.received.total() - returns.answered.total() <= 2 + 4, "some at first, then one a pause"
+        assert len(returns.answered) > 50, "it came back"
+
+
+def test_a_server_that_refuses_the_model_is_named(ledger):
+    with FakeEndpoint(faults=always("wrong-model")) as fake, pytest.raises(EndpointError, match=f"^{fake.url} refuses model m"):
+        Endpoint("m", SETTINGS, [fake.url, NOWHERE], ledger).ask(many(9))

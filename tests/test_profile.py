@@ -38,6 +38,8 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("sft: {steps: '300'}", ["sft.steps", "'300'", "integer"]),
         ("teacher: {wrapper: hello}", ["teacher", "{prompt}"]),
         ("judge: {endpoint: {base_url: 'http://x'}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
+        ("judge: {endpoint: {base_url: [], local_server: null}}", ["judge.endpoint.base_url", "at least 1 item"]),
+        ("judge: {endpoint: {base_url: [x, x], local_server: null}}", ["judge.endpoint", "base_url names an address twice: x, x"]),
         ("judge: {endpoint: {local_server: null}}", ["judge.endpoint", "exactly one of base_url and local_server"]),
         ("judge: {endpoint: {api_key_env: sk-123}}", ["judge.endpoint", "NAME of an environment variable"]),
         ("judge: {endpoint: {concurrency: 0}}", ["judge.endpoint.concurrency", "0", "greater than or equal to 1"]),
@@ -75,13 +77,14 @@ def test_a_wrong_value_is_one_line_naming_key_value_and_what_is_allowed(folder, 
         assert word in message
 
 
-def remote_judge(url: str = "https://x/v1") -> str:
-    return f"{{model: big, endpoint: {{base_url: '{url}', local_server: null}}}}"
+def remote_judge(address: str) -> str:
+    return f"{{model: big, endpoint: {{base_url: {address}, local_server: null}}}}"
 
 
+@pytest.mark.parametrize("address", ["'https://x/v1'", "['https://x/v1', 'https://y/v1']"])
 @pytest.mark.parametrize("who", ["judge: {}", "judge_filter: {{second_judge: {}}}", "mt_bench: {{second_judge: {}}}"])
-def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who):
-    asked = who.format(remote_judge())
+def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who, address):
+    asked = who.format(remote_judge(address))
     write(folder, "mine", f"extends: mini\n{asked}\n")
     with pytest.raises(ProfileError, match=r"^mine: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
         load_profile("mine", folder)
