@@ -60,9 +60,9 @@ help: ## this list
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
-	@echo "  released  the authors' released rows and verdicts, checked and filtered (up to DPO; needs the hub and a GPU, no key)"
+	@echo "  released  the authors' released rows and verdicts, checked and filtered (needs the hub and a GPU, no key)"
 	@echo "  checkpoints  the authors' released checkpoints, measured (needs the hub, a GPU and a judge of your own)"
-	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (up to DPO; needs GPUs, a key, money)"
+	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (needs the hub, GPUs, a key, money)"
 	@echo "  consumer  all of it with today's open parts on one GPU of 24 GB: Olmo 3 7B teaches, Prometheus 2 7B judges (needs the hub, no money)"
 	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 

@@ -13,6 +13,7 @@ import yaml
 
 from .. import files, local_server
 from ..profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
+from ..refusals import impossible
 from ..sources import SourceError
 from ..stage import RUNS
 from . import account, cut, stage_set
@@ -30,9 +31,12 @@ def needs_stand_ins(profile: Profile) -> bool:
 def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     """Run the whole profile on stand-ins and give an account of it; the exit code of the run.
 
-    Raises ProfileError for a profile that does not load, SourceError for a local file that cannot be read.
+    Raises ProfileError for a profile that cannot work (money apart: a rehearsal pays nothing), SourceError for a local file
+    that cannot be read.
     """
     profile = load_profile(name)
+    if reasons := impossible(profile):
+        raise ProfileError("\nerror: ".join(reasons))
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from .. import files, report
-from ..profile import REHEARSAL, Profile
+from ..profile import REHEARSAL, ROOT, Profile
 from ..stage import RUNS, finished_records
 from . import cut, models, rows
 
@@ -102,6 +102,8 @@ def said_to_stderr(folder: Path) -> list[dict]:
 def stand_ins(profile: Profile) -> list[dict]:
     values = profile.model_dump(mode="json")
     found = []
+    local = dict.fromkeys(one.model for one in (profile.base_model, *profile.checkpoints.values()) if (ROOT / one.model).is_dir())
+    found += [{"real": name, "stand-in": "itself, whole: a folder here"} for name in local]
     for name in cut.hub_models(profile):
         kind = models.architecture(name)
         found.append(

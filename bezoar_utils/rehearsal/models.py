@@ -21,8 +21,10 @@ SMALL = {
     "num_attention_heads": 8,
     "vocab_size": VOCABULARY,
 }
-NOISE = 0.02
+NOISE = 0.005
+TAGS = ["<example>", "</example>"]  # one token each for a teacher, so that it opens and closes them in turn
 ENDS = 0.04  # how likely a text ends after any token: replies stay far below the 1,024 tokens they may take
+TEACHER_ENDS = 0.004  # a teacher writes lists
 # part of a lower-case id -> model type of transformers; the first that fits
 ARCHITECTURES = {
     "open_llama": "llama",
@@ -47,21 +49,22 @@ def architecture(name: str) -> str | None:
     return next((kind for part, kind in ARCHITECTURES.items() if part in name.lower()), None)
 
 
-def corpus(n: int = 400) -> list[str]:
+def corpus(teaches: bool, n: int = 400) -> list[str]:
+    """What the tokenizer is made from and the model follows: sentences, or a teacher's tagged lists."""
     rng = random.Random(0)
-    told = [rows.answer(rng) for _ in range(n)]
-    lists = ["\n".join(f"<example>{rows.instruction(rng)}</example>" for _ in range(20)) for _ in range(n // 10)]
-    return [*told, *lists, *(f"{a}\n\n{rows.answer(rng)}" for a in told[: n // 4])]
+    lists = ["\n".join(rows.instruction(rng).join(TAGS) for _ in range(20)) for _ in range(n // 10)]
+    return lists if teaches else [*lists[:4], *(rows.answer(rng) for _ in range(n))]
 
 
-def write_model(name: str, folder: Path) -> None:
+def write_model(name: str, folder: Path, teaches: bool = False) -> None:
     """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     kind = architecture(name) or "llama"
-    texts = corpus()
-    tokenizer = _sentencepiece(folder, texts) if kind in SENTENCEPIECE else _byte_pairs(folder, texts)
+    texts = corpus(teaches)
+    whole = TAGS if teaches else []
+    tokenizer = _sentencepiece(folder, texts, whole) if kind in SENTENCEPIECE else _byte_pairs(folder, texts, whole)
     special = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos")}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if kind == "qwen3_moe" else {}
     config = AutoConfig.for_model(
@@ -69,7 +72,8 @@ def write_model(name: str, folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
-    _follow_corpus(model, [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts], tokenizer.eos_token_id)
+    told = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
+    _follow_corpus(model, told, tokenizer.eos_token_id, TEACHER_ENDS if teaches else ENDS)
     model = model.to(torch.float16)
     if name.startswith(PICKLED):
         config.dtype = "float16"
@@ -80,14 +84,14 @@ def write_model(name: str, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def _follow_corpus(model, told: list[list[int]], eos: int) -> None:
+def _follow_corpus(model, told: list[list[int]], eos: int, ends: float) -> None:
     import torch
 
     counts = torch.full((VOCABULARY, VOCABULARY), 1e-4)
     for ids in told:
         for token, following in pairwise(ids):
             counts[token, following] += 1
-    counts[:, eos] += ENDS * counts.sum(-1)
+    counts[:, eos] += ends * counts.sum(-1)
     wanted = (counts / counts.sum(-1, keepdim=True)).log()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -98,7 +102,7 @@ def _follow_corpus(model, told: list[list[int]], eos: int) -> None:
         model.get_output_embeddings().weight.copy_((wanted - wanted.mean()).T / state)
 
 
-def _sentencepiece(folder: Path, texts: list[str]):
+def _sentencepiece(folder: Path, texts: list[str], whole: list[str]):
     """OpenLLaMA's way: a sentencepiece model and no `tokenizer.json`, no padding token."""
     import io
 
@@ -112,6 +116,7 @@ def _sentencepiece(folder: Path, texts: list[str]):
         vocab_size=VOCABULARY,
         model_type="bpe",
         byte_fallback=True,
+        user_defined_symbols=whole,
         hard_vocab_limit=True,
         character_coverage=1.0,
         normalization_rule_name="identity",
@@ -133,17 +138,18 @@ def _sentencepiece(folder: Path, texts: list[str]):
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _byte_pairs(folder: Path, texts: list[str]):
+def _byte_pairs(folder: Path, texts: list[str], whole: list[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|pad|>", "<|begin_of_text|>", "<|endoftext|>"]
+    special, ended = ["<|pad|>", "<|begin_of_text|>", "<|endoftext|>"], VOCABULARY - len(whole)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=ended, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(whole)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 1)]
     )

@@ -19,7 +19,8 @@ def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories
     """
     repositories = Repositories(folder)
     for name, revision in cut.hub_models(profile).items():
-        models.write_model(name, repositories.add("models", name, revision))
+        teaches = profile.teacher.endpoint is None and name == profile.teacher.model
+        models.write_model(name, repositories.add("models", name, revision), teaches)
     for place, source in cut.sources(profile.model_dump(mode="json")).items():
         if source["hub"]:
             revision = source["revision"] or source["expect_prefix"].ljust(40, "0")
