@@ -38,7 +38,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce shard stages report compare reference check-reference ablations test lint lab plan doctor rehearse verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce shard stages report compare reference check-reference ablations test lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -132,6 +132,10 @@ doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys,
 
 rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
 	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
+
+rehearse-all: setup ## every profile in profiles/, one after another (some 15 minutes)
+	@set -e; for profile in $(basename $(notdir $(wildcard profiles/*.yaml))); do \
+	  $(PY) -m bezoar_utils.rehearsal --profile $$profile --jobs $(JOBS); done
 
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)

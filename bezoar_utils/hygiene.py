@@ -13,12 +13,13 @@ class NearCopies:
     """Texts seen so far, searched by ROUGE-L: F1 of the longest common subsequence of words, 1 for equal word sequences.
 
     Each distinct word becomes one character, so that rapidfuzz compares strings: its Indel similarity is 2 LCS / (a + b),
-    which is ROUGE-L's F1.
+    which is ROUGE-L's F1. A common subsequence is no longer than the shorter text, so only texts of like length are compared.
     """
 
     def __init__(self, threshold: float, texts: list[str] = ()):
-        self.threshold, self.letters = threshold, {}
-        self.seen = [self._letters(text) for text in texts]
+        self.threshold, self.letters, self.seen = threshold, {}, {}
+        for text in texts:
+            self.add(text)
 
     def _letters(self, text: str) -> str:
         # from U+20000 on there are no surrogates, and room for 900,000 different words
@@ -29,14 +30,16 @@ class NearCopies:
         from rapidfuzz.distance import Indel
 
         # a little less than the threshold, which rapidfuzz's rounding otherwise misses at 0.6 and 0.8
-        cutoff = self.threshold - 1e-7
-        found = process.extractOne(
-            self._letters(text), self.seen, scorer=Indel.normalized_similarity, score_cutoff=cutoff, processor=None
-        )
-        return found is not None
+        cutoff, letters = self.threshold - 1e-7, self._letters(text)
+        how = {"scorer": Indel.normalized_similarity, "score_cutoff": cutoff, "processor": None}
+        longest = len(letters) * (2 - cutoff) / cutoff  # of which 2 LCS / (a + b) can reach the threshold
+        shortest = len(letters) * cutoff / (2 - cutoff)
+        like = (some for length, some in self.seen.items() if shortest <= length <= longest)
+        return any(process.extractOne(letters, some, **how) for some in like)
 
     def add(self, text: str) -> None:
-        self.seen.append(self._letters(text))
+        letters = self._letters(text)
+        self.seen.setdefault(len(letters), []).append(letters)
 
 
 class EvaluationIndex:

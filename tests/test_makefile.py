@@ -257,6 +257,7 @@ def test_make_alone_prints_every_target(study):
         "verify",
         "plan",
         "doctor",
+        "rehearse",
         "clean",
         "clean-paid",
         "ablations",

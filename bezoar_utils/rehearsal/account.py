@@ -25,7 +25,7 @@ def write(name: str, profile: Profile, values: dict, seconds: float, finished: b
     facts = account(run, name, profile, values, seconds, finished)
     files.write_json(run / "rehearsal.json", facts)
     page = write_page(facts, run.name)
-    for line in summary(facts):
+    for line in (*summary(facts), *(f"  not tested: {line}" for line in facts["untested"])):
         print(line, flush=True)
     print(f"account: {page.relative_to(report.ROOT)}", flush=True)
     return page
@@ -144,7 +144,6 @@ def summary(facts: dict) -> list[str]:
         f"rehearsal of {facts['rehearsal_of']}: {end}, {len(facts['stages'])} stages in {minutes}:{seconds:02d}",
         *(f"  fallback: {line}" for line in facts["fallbacks"]),
         f"  rows dropped under a reason: {lost}; lines that libraries said: {len(facts['said'])}",
-        *(f"  not tested: {line}" for line in facts["untested"]),
     ]
 
 
