@@ -10,10 +10,12 @@ from itertools import pairwise
 from pathlib import Path
 
 from .. import files
+from ..orca import SYSTEM_MESSAGES
+from ..template import render_prompt
 from . import rows
 
-VOCABULARY = 512
-HIDDEN = 512  # as wide as the vocabulary, so that an embedding can be one number a token
+VOCABULARY = 640
+HIDDEN = 640  # as wide as the vocabulary, so that an embedding can be one number a token
 SMALL = {
     "hidden_size": HIDDEN,
     "intermediate_size": 256,
@@ -56,6 +58,11 @@ def corpus(teaches: bool, n: int = 400) -> list[str]:
     return lists if teaches else [*lists[:4], *(rows.answer(rng) for _ in range(n))]
 
 
+def study_prompts() -> list[str]:
+    """For the tokenizer's eyes only, or the study's long templates would fill the length that a row may have."""
+    return [render_prompt("", system) for system in ("", *SYSTEM_MESSAGES.values())] * 10
+
+
 def write_model(name: str, folder: Path, teaches: bool = False) -> None:
     """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are)."""
     import torch
@@ -63,8 +70,8 @@ def write_model(name: str, folder: Path, teaches: bool = False) -> None:
 
     kind = architecture(name) or "llama"
     texts = corpus(teaches)
-    whole = TAGS if teaches else []
-    tokenizer = _sentencepiece(folder, texts, whole) if kind in SENTENCEPIECE else _byte_pairs(folder, texts, whole)
+    whole, seen = TAGS if teaches else [], texts + study_prompts()
+    tokenizer = _sentencepiece(folder, seen, whole) if kind in SENTENCEPIECE else _byte_pairs(folder, seen, whole)
     special = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos")}
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if kind == "qwen3_moe" else {}
     config = AutoConfig.for_model(
