@@ -24,9 +24,9 @@ SMALL = {
     "vocab_size": VOCABULARY,
 }
 NOISE = 0.005
+LINES = 6  # of a teacher's list: it ends after one in six, which is short enough for two of them to fit into a training row
 TAGS = ["<example>", "</example>"]  # one token each for a teacher, so that it opens and closes them in turn
 ENDS = 0.04  # how likely a text ends after any token: replies stay far below the 1,024 tokens they may take
-TEACHER_ENDS = 0.004  # a teacher writes lists
 # part of a lower-case id -> model type of transformers; the first that fits
 ARCHITECTURES = {
     "open_llama": "llama",
@@ -54,7 +54,7 @@ def architecture(name: str) -> str | None:
 def corpus(teaches: bool, n: int = 400) -> list[str]:
     """What the tokenizer is made from and the model follows: sentences, or a teacher's tagged lists."""
     rng = random.Random(0)
-    lists = ["\n".join(rows.instruction(rng).join(TAGS) for _ in range(20)) for _ in range(n // 10)]
+    lists = ["\n".join(rows.instruction(rng).join(TAGS) for _ in range(LINES)) for _ in range(n // LINES)]
     return lists if teaches else [*lists[:4], *(rows.answer(rng) for _ in range(n))]
 
 
@@ -80,7 +80,7 @@ def write_model(name: str, folder: Path, teaches: bool = False) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     told = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-    _follow_corpus(model, told, tokenizer.eos_token_id, TEACHER_ENDS if teaches else ENDS)
+    _follow_corpus(model, told, tokenizer.eos_token_id, 0.0 if teaches else ENDS)
     model = model.to(torch.float16)
     if name.startswith(PICKLED):
         config.dtype = "float16"
