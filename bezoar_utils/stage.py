@@ -308,8 +308,8 @@ def stale_reason(stage: str, profile: str, parameters: dict) -> str | None:
         record = files.read_json(folder / "stage.json")
     except ValueError:
         return "its stage.json is damaged"
-    if record["profile"] != profile:
-        return f"made by profile {record['profile']}"
+    if "rehearsal_of" in record and not profile.startswith(REHEARSAL):
+        return "made by a rehearsal"
     changed = [
         k for k in sorted(parameters.keys() | record["parameters"].keys()) if parameters.get(k) != record["parameters"].get(k)
     ]
