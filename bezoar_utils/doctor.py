@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,18 +83,23 @@ def disk(profile: Profile) -> tuple[str, str]:
 
 
 def keys(profile: Profile) -> tuple[str, str]:
-    names = sorted({s.endpoint.api_key_env for s in speakers(profile) if s.endpoint.base_url and s.endpoint.api_key_env})
+    names = sorted({s.endpoint.api_key_env for s in speakers(profile).values() if s.endpoint.base_url and s.endpoint.api_key_env})
     if unset := [name for name in names if not os.environ.get(name)]:
         return MISSING, f"{', '.join(unset)} not set: export it in the shell that runs make"
     return OK, f"{', '.join(names)} set" if names else "none needed"
 
 
-def speakers(profile: Profile) -> list:
-    """Whoever is asked through an endpoint, each model at its address once."""
+def speakers(profile: Profile) -> dict[tuple[str, str], object]:
+    """(model, address) -> whoever is asked there, each once; of a list of equal servers every one."""
     judges = (profile.judge, profile.evol.equality_judge, profile.judge_filter.second_judge, profile.mt_bench.second_judge)
     names = {row["model"] for row in plan.expected_calls(profile)}
     asked = [s for s in (profile.teacher, *judges) if s and s.endpoint and s.model in names]
-    return list({(s.model, s.endpoint.base_url or s.endpoint.local_server): s for s in asked}.values())
+    return {(s.model, address): s for s in asked for address in _addresses(s.endpoint)}
+
+
+def _addresses(endpoint) -> list[str]:
+    where = endpoint.base_url or endpoint.local_server
+    return [where] if isinstance(where, str) else where
 
 
 class _Stay(HTTPRedirectHandler):
@@ -111,12 +117,12 @@ def get(url: str, key: str | None, method: str = "GET") -> tuple[int, bytes]:
         return error.code, b""
 
 
-def endpoint(speaker) -> tuple[str, str]:
+def endpoint(speaker, address: str) -> tuple[str, str]:
     if speaker.endpoint.local_server:
         return OK, "served by the study itself"
     name = speaker.endpoint.api_key_env
     try:
-        status, body = get(f"{speaker.endpoint.base_url.rstrip('/')}/models", os.environ.get(name or ""))
+        status, body = get(f"{address.rstrip('/')}/models", os.environ.get(name or ""))
     except OSError:
         return MISSING, "no answer: start the server, or change base_url"
     if status in (401, 403):
@@ -155,7 +161,7 @@ def examine(profile: Profile) -> list[tuple[str, str, str]]:
     """(state, what, detail) of everything the profile needs, in a fixed order; a check that does not end is a finding too."""
     here = {"Python": python_version, "packages": packages, "GPU": gpu, "CUDA": cuda_build, "disk": disk, "keys": keys}
     checks = {what: (check, profile) for what, check in here.items()}
-    checks |= {f"{s.model} at {s.endpoint.base_url or s.endpoint.local_server}": (endpoint, s) for s in speakers(profile)}
+    checks |= {f"{model} at {address}": (partial(endpoint, s), address) for (model, address), s in speakers(profile).items()}
     checks |= {what: (on_the_hub, path) for what, path in hub_files(profile).items()}
     found = dict.fromkeys(checks, (MISSING, f"no answer in {PATIENCE_S:g} s"))
 

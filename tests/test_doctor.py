@@ -66,7 +66,7 @@ LISTED = json.dumps({"data": [{"id": "big-judge"}, {"id": "small"}]}).encode()
 def test_an_endpoint_is_asked_for_its_models_with_the_key(monkeypatch, status, body, state, words):
     monkeypatch.setenv("CANARY_KEY", CANARY)
     with server(status, body) as (url, asked):
-        found, detail = doctor.endpoint(judge_at(url))
+        found, detail = doctor.endpoint(judge_at(url), f"{url}/v1")
     assert found == state and words in detail and CANARY not in detail
     assert asked == [("GET", "/v1/models", f"Bearer {CANARY}")]
 
@@ -74,7 +74,7 @@ def test_an_endpoint_is_asked_for_its_models_with_the_key(monkeypatch, status, b
 def test_a_dead_endpoint_is_missing():
     with socket.create_server(("127.0.0.1", 0)) as once:
         url = f"http://127.0.0.1:{once.getsockname()[1]}"
-    assert doctor.endpoint(judge_at(url)) == ("missing", "no answer: start the server, or change base_url")
+    assert doctor.endpoint(judge_at(url), f"{url}/v1") == ("missing", "no answer: start the server, or change base_url")
 
 
 @pytest.mark.parametrize(
@@ -152,3 +152,15 @@ def test_packages_that_differ_from_the_lock_are_counted_and_named(monkeypatch):
     assert state == "note" and "differ from the lock" in detail and "0.0, not" in detail
     monkeypatch.setattr(doctor.metadata, "distributions", list)
     assert doctor.packages(None)[0] == "missing"
+
+
+def test_each_of_several_equal_servers_is_asked(monkeypatch):
+    monkeypatch.setenv("CANARY_KEY", CANARY)
+    with server(200, LISTED) as (one, asked), server(200, LISTED) as (other, too):
+        judge = judge_at(one)
+        both = judge.endpoint.model_copy(update={"base_url": [f"{one}/v1", f"{other}/v1"]})
+        mini = load_profile("mini")
+        money = mini.money.model_copy(update={"prices": {"big-judge": [0.0, 0.0]}})
+        profile = mini.model_copy(update={"judge": judge.model_copy(update={"endpoint": both}), "money": money})
+        states = {what: state for state, what, _ in doctor.examine(profile)}
+    assert states[f"big-judge at {one}/v1"] == states[f"big-judge at {other}/v1"] == "ok" and asked and too

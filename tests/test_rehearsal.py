@@ -37,20 +37,30 @@ def test_the_real_profiles_are_those_that_need_stand_ins():
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_rehearsal_changes_how_much_is_done_and_where_it_is_asked_and_nothing_else(name):
     profile = load_profile(name)
-    changed = cut.changes(profile, cut.rehearsed(profile, ADDRESS, stage_set.harness_tasks(profile)))
+    changed = cut.changes(profile, cut.rehearsed(profile, [ADDRESS], stage_set.harness_tasks(profile)))
     assert {row["value"].rsplit(".", 1)[-1] for row in changed} <= set(WORK)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_rehearsal_is_a_valid_profile_that_trains_a_handful_of_steps_and_asks_only_this_machine(name):
     profile = load_profile(name)
-    values = Profile.model_validate(cut.rehearsed(profile, ADDRESS, stage_set.harness_tasks(profile))).model_dump(mode="json")
+    values = Profile.model_validate(cut.rehearsed(profile, [ADDRESS], stage_set.harness_tasks(profile))).model_dump(mode="json")
     assert all(values[section]["steps"] <= 4 for section in cut.TRAININGS)
     assert {one["endpoint"]["base_url"] for one in cut.remote_endpoints(values).values()} <= {ADDRESS}
 
 
+def test_a_list_of_equal_servers_is_rehearsed_with_two():
+    profile = load_profile("paper")
+    endpoint = profile.teacher.endpoint.model_copy(update={"base_url": ["http://a/v1", "http://b/v1", "http://c/v1"]})
+    profile = profile.model_copy(update={"teacher": profile.teacher.model_copy(update={"endpoint": endpoint})})
+    assert cut.servers(load_profile("paper").model_dump(mode="json")) == 1 and cut.servers(profile.model_dump(mode="json")) == 2
+    values = cut.rehearsed(profile, [ADDRESS, "http://127.0.0.1:8/v1"], [])
+    assert values["teacher"]["endpoint"]["base_url"] == [ADDRESS, "http://127.0.0.1:8/v1"]
+    assert values["judge"]["endpoint"]["base_url"] == ADDRESS
+
+
 def test_what_a_profile_does_not_do_its_rehearsal_does_not_do_either():
-    values = cut.rehearsed(load_profile("released"), ADDRESS, [])
+    values = cut.rehearsed(load_profile("released"), [ADDRESS], [])
     assert values["lamini"]["example_guided_calls"] == values["dpo"]["sampled_prompts"] == 0
 
 

@@ -45,12 +45,14 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     shutil.rmtree(ROOT / "reports" / folder.name, ignore_errors=True)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
     hub = open_hub(stage_set.build(profile, folder / "hub", own_data))
-    voices = open_voices(tuple(sorted({one["model"] for one in cut.remote_endpoints(profile.model_dump(mode="json")).values()})))
-    values = cut.rehearsed(profile, local_server.address(voices), stage_set.harness_tasks(profile))
+    asked = profile.model_dump(mode="json")
+    models = tuple(sorted({one["model"] for one in cut.remote_endpoints(asked).values()}))
+    voices = [open_voices(models) for _ in range(cut.servers(asked))]
+    values = cut.rehearsed(profile, [local_server.address(voice) for voice in voices], stage_set.harness_tasks(profile))
     stage_set.cut_local_files(values, folder / "data")
     values = Profile.model_validate(values).model_dump(mode="json")
     files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
-    for server in (hub, voices):
+    for server in (hub, *voices):
         threading.Thread(target=server.serve_forever, daemon=True).start()
     code = subprocess.run(
         [

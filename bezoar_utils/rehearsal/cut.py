@@ -22,8 +22,10 @@ PRETENDED_USD = 1000.0  # the purse is kept as in earnest, with money that is no
 ENDPOINTS = ("teacher", "judge", "evol.equality_judge", "judge_filter.second_judge", "mt_bench.second_judge")
 
 
-def rehearsed(profile: Profile, address: str, tasks: list[str]) -> dict:
-    """The profile's values with its work cut down, every remote endpoint at `address`, and only those harness `tasks`."""
+def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
+    """The profile's values with its work cut down, every remote endpoint at `addresses`, and only those harness `tasks`.
+
+    A list of equal servers stays a list, of as many as there are `addresses` (see `servers`)."""
     values = profile.model_dump(mode="json")
     for place, value in flat(values).items():
         most = next((most for pattern, most in MOST.items() if fnmatch(place, pattern)), None)
@@ -41,9 +43,15 @@ def rehearsed(profile: Profile, address: str, tasks: list[str]) -> dict:
         values["benchmarks"]["fewshot"] = {t: n for t, n in values["benchmarks"]["fewshot"].items() if t in tasks}
     if "00_miniature" in (profile.stages or ("00_miniature",)):
         values["miniature"] = load_profile("tiny").miniature.model_dump(mode="json")
-    for endpoint in remote_endpoints(values).values():
-        endpoint["endpoint"]["base_url"] = address
+    for asked in remote_endpoints(values).values():
+        several = isinstance(asked["endpoint"]["base_url"], list)
+        asked["endpoint"]["base_url"] = addresses if several else addresses[0]
     return values
+
+
+def servers(values: dict) -> int:
+    """How many servers a rehearsal needs: two stand for any list of equal ones."""
+    return 1 + any(isinstance(asked["endpoint"]["base_url"], list) for asked in remote_endpoints(values).values())
 
 
 def put(values: dict, place: str, value) -> None:
