@@ -25,6 +25,7 @@ from .refusals import models_of, sources_of
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 TIMEOUT_S, PATIENCE_S = 1.0, 2.0  # of one answer; of all together, for looking up a name has no timeout of its own
+SILENT = "the hub does not answer: look at the network, or at HF_ENDPOINT"
 HUB_SAYS = {
     401: "is missing, private or gated: look at its page, and set HF_TOKEN",
     403: "is gated: ask for access on its page, and set HF_TOKEN",
@@ -145,7 +146,7 @@ def hub_files(profile: Profile) -> dict[str, str]:
         name = ".gitattributes" if "*" in source.files[0] else source.files[0]
         what = f"{source.hub} at {(source.revision or source.expect_prefix)[:8]}"
         found[what] = f"datasets/{source.hub}/resolve/{source.revision or 'main'}/{name}"
-    return {} if profile.offline else found
+    return {} if profile.offline or os.environ.get("HF_HUB_OFFLINE") == "1" else found
 
 
 def on_the_hub(path: str) -> tuple[str, str]:
@@ -153,16 +154,28 @@ def on_the_hub(path: str) -> tuple[str, str]:
     try:
         status, _ = get(f"{hub}/{path}", os.environ.get("HF_TOKEN"), "HEAD")
     except OSError:
-        return MISSING, "the hub does not answer: look at the network, or at HF_ENDPOINT"
+        return MISSING, SILENT
     return (OK, "there, and open to us") if status < 400 else (MISSING, HUB_SAYS.get(status, f"the hub answers {status}"))
 
 
 def examine(profile: Profile) -> list[tuple[str, str, str]]:
-    """(state, what, detail) of everything the profile needs, in a fixed order; a check that does not end is a finding too."""
+    """(state, what, detail) of everything the profile needs, in a fixed order."""
     here = {"Python": python_version, "packages": packages, "GPU": gpu, "CUDA": cuda_build, "disk": disk, "keys": keys}
     checks = {what: (check, profile) for what, check in here.items()}
     checks |= {f"{model} at {address}": (partial(endpoint, s), address) for (model, address), s in speakers(profile).items()}
     checks |= {what: (on_the_hub, path) for what, path in hub_files(profile).items()}
+    return [(state, what, detail) for what, (state, detail) in all_at_once(checks).items()]
+
+
+def hub_refusals(profile: Profile) -> tuple[list[str], bool]:
+    """(a line for each model or set that the hub says is missing or gated, did the hub leave any question unanswered)."""
+    found = all_at_once({what: (on_the_hub, path) for what, path in hub_files(profile).items()})
+    refused = [f"{what} {detail}" for what, (_, detail) in found.items() if detail in HUB_SAYS.values()]
+    return refused, any(state == MISSING and detail not in HUB_SAYS.values() for state, detail in found.values())
+
+
+def all_at_once(checks: dict[str, tuple]) -> dict[str, tuple[str, str]]:
+    """what -> (state, detail) of checks given as (function, its subject); one that does not end in time is a finding too."""
     found = dict.fromkeys(checks, (MISSING, f"no answer in {PATIENCE_S:g} s"))
 
     def look(what, check, subject):
@@ -177,7 +190,7 @@ def examine(profile: Profile) -> list[tuple[str, str, str]]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return [(state, what, detail) for what, (state, detail) in found.items()]
+    return found
 
 
 def main(profile_name: str) -> int:

@@ -70,6 +70,8 @@ def expected_seconds(profile_name: str, stage: str) -> float | None:
 
 def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     """Print what would run, and 2 when it cannot: the reasons come last, one a line."""
+    from . import doctor
+
     profile = load_profile(profile_name)
     reasons = stale_stages(profile_name, profile, dag)
     for stage in dag:
@@ -93,9 +95,11 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
         ),
         flush=True,
     )
-    for note in refusals.notes(profile):
+    refused, unanswered = doctor.hub_refusals(profile)
+    unasked = ["the hub does not answer, so whether its models and sets are there and open was not seen"] * unanswered
+    for note in [*refusals.notes(profile), *unasked]:
         print(f"note: {note}", flush=True)
-    reasons = [*refusals.impossible(profile), *refusals.unpaid(profile_name, profile)]
+    reasons = [*refusals.impossible(profile), *refusals.unpaid(profile_name, profile), *refused]
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     return 2 if reasons else 0

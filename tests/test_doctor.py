@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bezoar_utils import doctor, memory
+from bezoar_utils import doctor, memory, run
 from bezoar_utils.profile import load_profile
 
 CANARY = "sk-canary-0123456789"
@@ -48,6 +48,13 @@ def judge_at(url: str, key: str | None = "CANARY_KEY"):
     judge = load_profile("mini").judge
     address = judge.endpoint.model_copy(update={"base_url": f"{url}/v1", "local_server": None, "api_key_env": key})
     return judge.model_copy(update={"model": "big-judge", "endpoint": address})
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch):
+    """What the hub is asked here goes to 127.0.0.1."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
 
 LISTED = json.dumps({"data": [{"id": "big-judge"}, {"id": "small"}]}).encode()
@@ -164,3 +171,21 @@ def test_each_of_several_equal_servers_is_asked(monkeypatch):
         profile = mini.model_copy(update={"judge": judge.model_copy(update={"endpoint": both}), "money": money})
         states = {what: state for state, what, _ in doctor.examine(profile)}
     assert states[f"big-judge at {one}/v1"] == states[f"big-judge at {other}/v1"] == "ok" and asked and too
+
+
+@pytest.mark.parametrize(("status", "words"), [(403, "is gated"), (404, "is not there")])
+def test_what_the_hub_has_not_or_keeps_from_us_fails_the_plan(monkeypatch, status, words):
+    with server(status) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        refused, unanswered = doctor.hub_refusals(load_profile("released"))
+        assert run.show_plan("released", {}) == 2
+    assert len(refused) == 6 and all(words in line for line in refused) and not unanswered
+    assert any(line.startswith("openlm-research/open_llama_3b_v2 at bce5d60d") for line in refused)
+
+
+def test_a_silent_hub_is_noted_by_the_plan_and_stops_nothing(monkeypatch, capsys):
+    with silence() as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        began = time.monotonic()
+        assert run.show_plan("released", {}) == 0
+    assert "note: the hub does not answer" in capsys.readouterr().out and time.monotonic() - began < 3
