@@ -94,12 +94,16 @@ def test_questions_come_under_the_column_names_of_their_own_set():
 def test_own_rows_take_the_place_of_made_up_ones(tmp_path):
     own = {"instruction": "Mine?", "context": "", "response": "Mine.", "category": "open_qa"}
     rows.write(tmp_path / "own" / "databricks" / "databricks-dolly-15k" / "databricks-dolly-15k.jsonl", [own] * 3)
+    flan = {"inputs": "Why?", "targets": "So.", "task_source": "CoT", "task_name": "mine", "template_type": "zs_opt"}
+    rows.write(tmp_path / "own" / "DataProvenanceInitiative" / "cot_submix_original" / "train-00000.parquet", [flan] * 60)
     profile = load_profile("paper").model_copy(update={"checkpoints": {}, "base_model": load_profile("mini").base_model})
     stage_set.build(profile, tmp_path / "hub", tmp_path / "own")
     found = sources.read_rows(
         tmp_path / "hub/datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl", ("instruction",)
     )
     assert found == [own] * 3
+    drawn = tmp_path / "hub/datasets/DataProvenanceInitiative/cot_submix_original/part-0.parquet"
+    assert sources.read_rows(drawn, ("inputs",)) == [flan] * rows.ROWS, "the first rows of a file that the profile's pattern fits"
 
 
 @pytest.fixture(scope="module")

@@ -25,9 +25,9 @@ def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories
         if source["hub"]:
             revision = source["revision"] or source["expect_prefix"].ljust(40, "0")
             target = repositories.add("datasets", source["hub"], revision)
-            for name in file_names(source):
-                own = own_data and own_data / source["hub"] / name
-                rows.write(target / name, rows.first_rows(own) if own and own.is_file() else rows.made(place, source))
+            for pattern, name in zip(source["files"], file_names(source)):
+                own = sorted((own_data / source["hub"]).glob(pattern)) if own_data else []
+                rows.write(target / name, rows.first_rows(own[0]) if own else rows.made(place, source))
     rows.write_tasks(harness_tasks(profile), lambda data_set: repositories.add("datasets", data_set, "0" * 40))
     return repositories
 
