@@ -16,7 +16,7 @@ from bezoar_utils.judge import parse_verdict
 from bezoar_utils.profile import CODE, PROFILES, REHEARSAL, Profile, ProfileError, load_profile, stage_parameters
 from bezoar_utils.rehearsal import account, cut, hub, rows, stage_set, voices
 from bezoar_utils.rehearsal import models as stand_ins
-from bezoar_utils.rehearsal.__main__ import environment, main, needs_stand_ins
+from bezoar_utils.rehearsal.__main__ import begin_anew, environment, main, needs_stand_ins
 
 ADDRESS = "http://127.0.0.1:9/v1"
 FULL_SIZE = [p.stem for p in sorted(PROFILES.glob("*.yaml")) if needs_stand_ins(load_profile(p.stem))]
@@ -338,6 +338,14 @@ def test_a_users_own_profile_is_rehearsed_from_end_to_end(home):
     pages = [(home / "reports" / "rehearse-mine" / name).read_text() for name in ("index.html", "10_lamini.html", "rehearsal.html")]
     assert all("no number here is a result" in page for page in pages)
     assert not (home / "runs" / "models").exists() and not (home / "profiles" / "hub.lock.json").exists()
+
+
+def test_a_second_rehearsal_begins_anew_and_knows_how_long_the_first_took(tmp_path):
+    files.write_json(tmp_path / "rehearse-x" / "timings.json", {"10_lamini": 12.5})
+    files.write_json(tmp_path / "rehearse-x" / "10_lamini" / "stage.json", {})
+    begin_anew(tmp_path / "rehearse-x")
+    assert [p.name for p in (tmp_path / "rehearse-x").iterdir()] == ["timings.json"]
+    assert files.read_json(tmp_path / "rehearse-x" / "timings.json") == {"10_lamini": 12.5}
 
 
 def test_a_rehearsal_that_fails_says_where_and_gives_an_account(home):

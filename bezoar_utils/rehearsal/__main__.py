@@ -41,8 +41,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
     folder, started = RUNS / (REHEARSAL + name), time.time()
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(ROOT / "reports" / folder.name, ignore_errors=True)
+    begin_anew(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
     hub = open_hub(stage_set.build(profile, folder / "hub", own_data))
     asked = profile.model_dump(mode="json")
@@ -71,6 +70,14 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     ).returncode
     account.write(name, profile, values, time.time() - started, finished=code == 0)
     return code
+
+
+def begin_anew(folder: Path) -> None:
+    """An empty run; what its stages took last time is kept, for the estimate of the time left."""
+    timings = files.read_json(folder / "timings.json") if (folder / "timings.json").exists() else {}
+    for old in (folder, ROOT / "reports" / folder.name):
+        shutil.rmtree(old, ignore_errors=True)
+    files.write_json(folder / "timings.json", timings)
 
 
 def environment(profile: Profile, folder: Path, hub: str) -> dict[str, str]:

@@ -156,7 +156,7 @@ def write_page(facts: dict, run: str) -> Path:
         return Markup(table_html(facts[name], caption=caption, limit=len(facts[name]) or 1))  # noqa: S704 escaped there
 
     captions = {
-        "stages": "Stages: seconds, what they took and made",
+        "stages": "Stages: seconds, what they took (the dollars are pretended) and made",
         "shapes": "Tables and models",
         "dropped": "Rows and steps under each reason",
         "said": "What libraries said",
