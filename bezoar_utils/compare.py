@@ -39,11 +39,11 @@ def read_runs(names: list[str]) -> dict[str, dict[str, dict]]:
 
 
 def _records(name: str) -> dict[str, dict]:
+    if name.startswith(REHEARSAL):
+        raise ValueError(f"{name} is a rehearsal: it has no results to compare")
     known = sorted(p.name for p in RUNS.iterdir() if p.is_dir()) if RUNS.is_dir() else []
     if name not in known:
         raise ValueError(f"no run {name!r} in runs/; there is {', '.join(known) or 'none'}")
-    if name.startswith(REHEARSAL):
-        raise ValueError(f"{name} is a rehearsal: it has no results to compare")
     records = finished_records(RUNS / name)
     if not records:
         raise ValueError(f"runs/{name} has no finished stage: run `make reproduce PROFILE={name}` first")
