@@ -21,7 +21,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from . import plan
 from .memory import disk_gb
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
-from .refusals import models_of, sources_of
+from .refusals import hub_models, sources_of
 
 OK, MISSING, NOTE = "ok", "missing", "note"
 TIMEOUT_S, PATIENCE_S = 1.0, 2.0  # of one answer; of all together, for looking up a name has no timeout of its own
@@ -92,9 +92,8 @@ def keys(profile: Profile) -> tuple[str, str]:
 
 def speakers(profile: Profile) -> dict[tuple[str, str], object]:
     """(model, address) -> whoever is asked there, each once; of a list of equal servers every one."""
-    judges = (profile.judge, profile.evol.equality_judge, profile.judge_filter.second_judge, profile.mt_bench.second_judge)
     names = {row["model"] for row in plan.expected_calls(profile)}
-    asked = [s for s in (profile.teacher, *judges) if s and s.endpoint and s.model in names]
+    asked = [s for s in profile.speakers().values() if s.endpoint and s.model in names]
     return {(s.model, address): s for s in asked for address in _addresses(s.endpoint)}
 
 
@@ -139,9 +138,8 @@ def endpoint(speaker, address: str) -> tuple[str, str]:
 def hub_files(profile: Profile) -> dict[str, str]:
     """what -> path of one file of each hub id at its revision, for who may read a file is not told with the page's facts."""
     mine, found = profile.stages or list(STAGES), {}
-    for _, model, revision in models_of(profile, mine, plan.asked(profile)):
-        if model.split("/")[0] not in STAGES and not (ROOT / model).is_dir():
-            found[f"{model} at {str(revision)[:8]}"] = f"{model}/resolve/{revision}/config.json"
+    for model, revision in hub_models(profile).items():
+        found[f"{model} at {str(revision)[:8]}"] = f"{model}/resolve/{revision}/config.json"
     for source in (source for _, source in sources_of(profile, mine) if source.hub):
         name = ".gitattributes" if "*" in source.files[0] else source.files[0]
         what = f"{source.hub} at {(source.revision or source.expect_prefix)[:8]}"

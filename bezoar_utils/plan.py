@@ -117,7 +117,8 @@ def gpu_lines(profile: Profile) -> list[str]:
     gpu, base = profile.plan.gpu, profile.plan.base
     if not gpu:
         return ["training needs no GPU"]
-    rows, hours, parts = memory.stage_memory(profile, asked(profile)), memory.stage_hours(profile), memory.disk_gb(profile)
+    served = asked(profile)
+    rows, hours, parts = memory.stage_memory(profile, served), memory.stage_hours(profile), memory.disk_gb(profile)
     columns = ("weights", "adapter", "activations", "logits", "beside", "all")
     lines = ["  {:18} {:16} {:>8} {:>8} {:>12} {:>8} {:>8} {:>8}  hours".format("GPU memory, GiB", "when", *columns)]
     for place, row in enumerate(rows):
@@ -126,7 +127,7 @@ def gpu_lines(profile: Profile) -> list[str]:
         figures = [f"{row[c] / memory.GIB:{12 if c == 'activations' else 8}.2f}" for c in columns]
         lines.append(f"  {row['stage'] if first else '':18} {row['moment']:16} {' '.join(figures)}{time}".rstrip())
     where = f"{gpu.memory_gib:g} GiB ({gpu.name})"
-    lines += memory.too_large(profile, asked(profile)) or [f"fits in {where}, one stage at a time: JOBS=1"]
+    lines += memory.too_large(profile, served) or [f"fits in {where}, one stage at a time: JOBS=1"]
     lines.append(f"about {sum(hours.values()):.1f} hours of that GPU beside the calls")
     lines.append(f"disk: {sum(parts.values()):.0f} GB: " + ", ".join(f"{name} {size:.1f}" for name, size in parts.items()))
     figures = {

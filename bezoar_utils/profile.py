@@ -6,6 +6,7 @@ stage runs. `stage_parameters` is what one stage may know: its own section, flat
 
 import os
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -25,6 +26,7 @@ Rate = Annotated[float, Field(gt=0, le=1)]
 Price = Annotated[float, Field(ge=0)]
 Schemes = Literal["lamini", "orca", "evol"]
 Collections = Literal["cot", "niv2", "t0", "flan2021"]
+SPEAKERS = ("teacher", "judge", "evol.equality_judge", "judge_filter.second_judge", "mt_bench.second_judge")
 ORIGINS = ("artifact", "file", "hub")
 # Both sets are CC BY-NC 4.0; the paper makes its own data instead.
 NEVER_MIXED = ("lamini-instruction", "wizardlm_evol_instruct")
@@ -477,13 +479,16 @@ class Profile(Section):
             raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is no checkpoint; known: {known}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
-        judges = (self.judge, self.evol.equality_judge, self.judge_filter.second_judge, self.mt_bench.second_judge)
-        for asked in filter(None, (self.teacher, *judges)):
+        for asked in self.speakers().values():
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
                 raise ValueError(
                     f"money.prices lacks {asked.model!r}, which answers at a remote endpoint ([0, 0] when it is yours)"
                 )
         return self
+
+    def speakers(self) -> dict[str, Teacher | Judge]:
+        """Place -> the teacher, and every judge there is."""
+        return {place: speaker for place in SPEAKERS if (speaker := attrgetter(place)(self))}
 
 
 # stage -> (its own section, what else of the profile it may read)

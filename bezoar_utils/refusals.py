@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from . import plan
 from .memory import too_large
 from .models import require_template
-from .profile import ROOT, STAGES, Profile
+from .profile import ROOT, STAGES, Profile, ProfileError
 
 REVISION = re.compile("[0-9a-f]{40}")
 # h2ogpt is a Falcon, so a name counts only where a word begins; Prometheus 2 is a Mistral
@@ -17,10 +17,16 @@ SAME_AS = {"prometheus": "mistral", "mixtral": "mistral"}
 def impossible(profile: Profile) -> list[str]:
     """One line a reason why this profile cannot work as it stands; money apart, see `unpaid`."""
     mine, asked = profile.stages or list(STAGES), plan.asked(profile)
-    found = [*_missing(profile, mine, asked), *_too_long(profile, mine, asked), *_wrong_template(profile, asked)]
+    found = [*_missing(profile, mine), *_too_long(profile, mine, asked), *_wrong_template(profile, asked)]
     if not profile.plan.same_family:
         found += [f"{line}: take another, or say so with plan.same_family: true" for line in _relatives(profile, ("judge",))]
     return [*found, *too_large(profile, asked)]
+
+
+def require_possible(profile: Profile) -> None:
+    """Raises ProfileError with every reason of `impossible`."""
+    if reasons := impossible(profile):
+        raise ProfileError("\nerror: ".join(reasons))
 
 
 def notes(profile: Profile) -> list[str]:
@@ -57,8 +63,8 @@ def families(model: str) -> set[str]:
 # ------------------------------------------------------------------------------------------------------- models and data
 
 
-def _missing(profile: Profile, mine: list[str], asked: dict[str, list[str]]) -> Iterator[str]:
-    for key, model, revision in models_of(profile, mine, asked):
+def _missing(profile: Profile, mine: list[str]) -> Iterator[str]:
+    for key, model, revision in models_of(profile):
         maker = model.split("/")[0]
         if maker in STAGES:
             if maker not in mine:
@@ -72,15 +78,21 @@ def _missing(profile: Profile, mine: list[str], asked: dict[str, list[str]]) -> 
             yield f"{key}: {source.artifact} is made by {maker}, which this profile does not run"
 
 
-def models_of(profile: Profile, mine: list[str], asked: dict[str, list[str]]) -> list[tuple]:
+def models_of(profile: Profile) -> list[tuple]:
     """(key, model, revision) of each model this profile loads itself."""
-    base = profile.base_model
+    base, mine, asked = profile.base_model, profile.stages or list(STAGES), plan.asked(profile)
     found = [("base_model", base.model, base.revision)] if {"30_sft", "75_filter"} & set(mine) else []
     if not profile.teacher.endpoint and any("teacher" in whos for whos in asked.values()):
         found.append(("teacher", profile.teacher.model, profile.teacher.revision))
     if {"60_benchmarks", "61_mt_bench"} & set(mine):
         found += [(f"checkpoints.{name}", c.model, c.revision) for name, c in profile.checkpoints.items()]
     return found
+
+
+def hub_models(profile: Profile) -> dict[str, str]:
+    """Model id -> revision, of those that come from the hub: no stage makes them, and no folder here has the name."""
+    found = {model: revision for _, model, revision in models_of(profile)}
+    return {model: revision for model, revision in found.items() if not (model.split("/")[0] in STAGES or (ROOT / model).is_dir())}
 
 
 def sources_of(profile: Profile, mine: list[str]) -> list[tuple]:

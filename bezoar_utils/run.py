@@ -396,8 +396,7 @@ def main(arguments: list[str] | None = None) -> int:
             return show_plan(options.profile, dag)
         elif options.command == "stale":
             profile = load_profile(options.profile)
-            if reasons := refusals.impossible(profile):
-                raise ProfileError("\nerror: ".join(reasons))
+            refusals.require_possible(profile)
             print(" ".join(stale_stages(options.profile, profile, dag)))
         elif options.command == "verify":
             problems = verify(options.profile, dag)

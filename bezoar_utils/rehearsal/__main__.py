@@ -13,7 +13,7 @@ import yaml
 
 from .. import files, local_server
 from ..profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
-from ..refusals import impossible
+from ..refusals import hub_models, require_possible
 from ..sources import SourceError
 from ..stage import RUNS
 from . import account, cut, stage_set
@@ -25,7 +25,7 @@ ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB
 
 def needs_stand_ins(profile: Profile) -> bool:
     values = profile.model_dump(mode="json")
-    return bool(cut.hub_models(profile) or cut.remote_endpoints(values) or any(s["hub"] for s in cut.sources(values).values()))
+    return bool(hub_models(profile) or cut.remote_endpoints(values) or any(s["hub"] for s in cut.sources(values).values()))
 
 
 def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
@@ -35,8 +35,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     that cannot be read.
     """
     profile = load_profile(name)
-    if reasons := impossible(profile):
-        raise ProfileError("\nerror: ".join(reasons))
+    require_possible(profile)
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0

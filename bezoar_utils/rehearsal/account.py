@@ -1,10 +1,13 @@
 """What a rehearsal did, and what it could not: as JSON in its run, as a page beside its report, and a few lines on the screen."""
 
+import math
 import re
 from pathlib import Path
 
 from .. import files, report
 from ..profile import REHEARSAL, ROOT, Profile
+from ..refusals import hub_models, models_of
+from ..run import clock
 from ..stage import RUNS, finished_records
 from . import cut, models, rows
 
@@ -67,16 +70,9 @@ def shapes(folder: Path) -> list[dict]:
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as weights:
             shape = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118 no mapping
-        values = sum(_product(one) for one in shape)
+        values = sum(map(math.prod, shape))
         found.append({"artifact": f"{folder.name}/{path.relative_to(folder)}", "shape": f"{len(shape)} tensors, {values:,} values"})
     return found
-
-
-def _product(shape: list[int]) -> int:
-    product = 1
-    for length in shape:
-        product *= length
-    return product
 
 
 def dropped(folder: Path, record: dict) -> list[dict]:
@@ -102,9 +98,9 @@ def said_to_stderr(folder: Path) -> list[dict]:
 def stand_ins(profile: Profile) -> list[dict]:
     values = profile.model_dump(mode="json")
     found = []
-    local = dict.fromkeys(one.model for one in (profile.base_model, *profile.checkpoints.values()) if (ROOT / one.model).is_dir())
+    local = dict.fromkeys(model for _, model, _ in models_of(profile) if (ROOT / model).is_dir())
     found += [{"real": name, "stand-in": "itself, whole: a folder here"} for name in local]
-    for name in cut.hub_models(profile):
+    for name in hub_models(profile):
         kind = models.architecture(name)
         found.append(
             {
@@ -137,11 +133,10 @@ def untested(profile: Profile) -> list[str]:
 
 
 def summary(facts: dict) -> list[str]:
-    minutes, seconds = divmod(int(facts["seconds"]), 60)
     end = "passed" if facts["finished"] else "FAILED"
     lost = sum(row["rows"] for row in facts["dropped"] if row["reason"] not in TOTALS)
     return [
-        f"rehearsal of {facts['rehearsal_of']}: {end}, {len(facts['stages'])} stages in {minutes}:{seconds:02d}",
+        f"rehearsal of {facts['rehearsal_of']}: {end}, {len(facts['stages'])} stages in {clock(facts['seconds'])}",
         *(f"  fallback: {line}" for line in facts["fallbacks"]),
         f"  rows dropped under a reason: {lost}; lines that libraries said: {len(facts['said'])}",
     ]

@@ -1,8 +1,10 @@
 """A profile cut to a rehearsal: the same choices, but a handful of rows and steps, and endpoints on this machine. Pure."""
 
 from fnmatch import fnmatch
+from functools import reduce
+from operator import getitem
 
-from ..profile import Profile, flat, load_profile
+from ..profile import SPEAKERS, Profile, flat, load_profile
 
 STEPS = {"steps": 4, "epochs": None, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
 TRAININGS = ("sft", "hh_sft", "dpo", "filter_test")
@@ -19,7 +21,6 @@ MOST = {
 }
 LIMIT = 8  # items a benchmark
 PRETENDED_USD = 1000.0  # the purse is kept as in earnest, with money that is none
-ENDPOINTS = ("teacher", "judge", "evol.equality_judge", "judge_filter.second_judge", "mt_bench.second_judge")
 
 
 def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
@@ -56,29 +57,18 @@ def servers(values: dict) -> int:
 
 def put(values: dict, place: str, value) -> None:
     *above, last = place.split(".")
-    for key in above:
-        values = values[key]
-    values[last] = value
+    reduce(getitem, above, values)[last] = value
 
 
 def at(values: dict, place: str):
-    """What stands at a dotted place of nested sections, None where a section on the way is none."""
-    for key in place.split("."):
-        values = values and values[key]
-    return values
+    """What stands at a dotted place of nested sections."""
+    return reduce(getitem, place.split("."), values)
 
 
 def remote_endpoints(values: dict) -> dict[str, dict]:
     """Place -> teacher or judge that answers over a network."""
-    found = {place: at(values, place) for place in ENDPOINTS}
+    found = {place: at(values, place) for place in SPEAKERS}
     return {place: asked for place, asked in found.items() if asked and asked["endpoint"] and asked["endpoint"]["base_url"]}
-
-
-def hub_models(profile: Profile) -> dict[str, str]:
-    """Model id -> revision, of the models that this profile loads from the hub."""
-    local_teacher = [profile.teacher] if profile.teacher.endpoint is None else []
-    named = (profile.base_model, *profile.checkpoints.values(), *local_teacher)
-    return {one.model: one.revision for one in named if one.revision}
 
 
 def sources(values, place: str = "") -> dict[str, dict]:

@@ -11,6 +11,8 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from .. import files
+
 REPOSITORY = r"(?:(models|datasets)/)?([\w.-]+/[\w.-]+)"
 INFORMATION = re.compile(rf"/api/{REPOSITORY}(?:/revision/([^/]+))?")
 TREE = re.compile(rf"/api/{REPOSITORY}/(tree|paths-info)/([^/]+)(?:/(.*))?")
@@ -52,7 +54,7 @@ def _entry(path: Path, folder: Path) -> dict:
     name = str(path.relative_to(folder))
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": "0" * 40, "size": 0}
-    size, digest = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
+    size, digest = path.stat().st_size, files.sha256_file(path)
     return {
         "type": "file",
         "path": name,

@@ -130,7 +130,7 @@ def write(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = next(ending for ending in sources.READERS if path.name.endswith(ending))
     if ending == ".parquet":
-        pd.DataFrame(rows).to_parquet(path, index=False)
+        files.write_table(path, rows)
     elif ending in (".csv", ".tsv"):
         pd.DataFrame(rows).to_csv(path, index=False, sep="\t" if ending == ".tsv" else ",")
     elif ending == ".json":

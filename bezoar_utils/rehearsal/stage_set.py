@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..profile import ROOT, Profile
+from ..refusals import hub_models
 from . import cut, models, rows
 from .hub import Repositories
 
@@ -18,7 +19,7 @@ def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories
     Raises SourceError for a file there that cannot be read.
     """
     repositories = Repositories(folder)
-    for name, revision in cut.hub_models(profile).items():
+    for name, revision in hub_models(profile).items():
         teaches = profile.teacher.endpoint is None and name == profile.teacher.model
         models.write_model(name, repositories.add("models", name, revision), teaches)
     for place, source in cut.sources(profile.model_dump(mode="json")).items():
