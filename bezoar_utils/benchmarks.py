@@ -5,7 +5,7 @@ import logging
 import re
 from pathlib import Path
 
-from . import files
+from . import files, precision
 from .stats import bootstrap_difference, verdict
 from .template import clean_response
 
@@ -152,7 +152,7 @@ def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max
     import lm_eval
 
     facts = [task_facts(task, limit) for task in tasks]
-    return files.sha256_json([identity, facts, limit, seed, max_length, lm_eval.__version__, files.sha256_file(Path(__file__))])[
+    return files.sha256_json([identity, facts, limit, seed, max_length, precision.current().dtype, lm_eval.__version__, files.sha256_file(Path(__file__))])[
         :32
     ]
 
@@ -165,7 +165,9 @@ def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True, max_length=max_length)
+    dtype = precision.current().dtype
+    mixed = {} if dtype == "float32" else {"mixed_precision_dtype": dtype}
+    harness = HFLM(**mixed, pretrained=model, tokenizer=tokenizer, batch_size=batch_size, add_bos_token=True, max_length=max_length)
     ids = harness.tok_encode("a text")
     if ids.count(tokenizer.bos_token_id) != 1 or ids[0] != tokenizer.bos_token_id:
         raise ValueError(f"the harness does not give a request exactly one BOS: {ids}")

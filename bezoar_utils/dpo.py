@@ -20,7 +20,8 @@ from pathlib import Path
 
 from . import files
 from .labels import IGNORED, encode
-from .models import claim_adapter, lora_config
+from .models import claim_adapter, dequantised, lora_config
+from .precision import autocast, current
 from .training import TrainingError, arguments, run, supervised_positions_only
 
 LN2 = math.log(2)
@@ -175,8 +176,7 @@ def _all_trainable(model):
     import torch
 
     if getattr(model, "is_loaded_in_4bit", False):
-        model = model.dequantize()
-        model.is_loaded_in_4bit = False  # stays behind, and TRL would round what trains to bfloat16
+        model = dequantised(model)
     return model.to(torch.float32).requires_grad_(True)
 
 
@@ -237,7 +237,7 @@ def reference_log_probs(
 def pair_log_probs(model, tokenizer, pairs: list[dict], batch_size: int = 32) -> list[list[float]]:
     """[chosen, rejected] of each pair, in order: sums of log-probs in nats under the model, an adapter of it switched off.
 
-    Computed as TRL computes the policy's in training (bfloat16 autocast, its own language-model head), or the two would
+    Computed as TRL computes the policy's in training (the same autocast, its own language-model head), or the two would
     differ by rounding alone. Longest pairs first, so that running out of memory shows at once.
     """
     import torch
@@ -248,8 +248,7 @@ def pair_log_probs(model, tokenizer, pairs: list[dict], batch_size: int = 32) ->
     longest_first = sorted(range(len(pairs)), key=lambda i: -sum(map(len, tokens[i].values())))
     values = [None] * len(pairs)
     model.eval()
-    autocast = torch.autocast(model.device.type, torch.bfloat16)
-    with torch.no_grad(), autocast, _as_reference(model), supervised_positions_only():
+    with torch.no_grad(), autocast(model.device.type), _as_reference(model), supervised_positions_only():
         for start in range(0, len(pairs), batch_size):
             some = longest_first[start : start + batch_size]
             batch = {name: tensor.to(model.device) for name, tensor in collate([tokens[i] for i in some]).items()}
@@ -283,7 +282,7 @@ def _as_reference(model):
 
 
 def _reference_key(model, tokenizer, pairs: list[dict], model_hash: str, max_length: int) -> str:
-    loaded = [str(model.dtype), model.device.type, str(getattr(model.config, "quantization_config", None))]
+    loaded = [current().dtype, str(model.dtype), model.device.type, str(getattr(model.config, "quantization_config", None))]
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
     # how the last call padded stands in there too, and changes nothing here
     vocabulary = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}

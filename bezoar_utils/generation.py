@@ -6,6 +6,8 @@ of its own: a kill, another batch size or one more row changes no other row (but
 
 import hashlib
 
+from .precision import autocast
+
 KEPT_BYTES = 2 * 2**30  # of keys and values of one batch: room beside a 3B model in float32 and a judge on a 24 GB GPU
 
 
@@ -83,7 +85,7 @@ def continue_batch(
     model.eval()
     while going:
         sampler = [row_sampler([seeds[i] for i in going], start, max_new_tokens, temperature, top_p)] if temperature else []
-        with torch.inference_mode():
+        with torch.inference_mode(), autocast(model.device.type):
             out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,

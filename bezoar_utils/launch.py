@@ -13,6 +13,7 @@ from pathlib import Path
 from . import files
 from .dpo import train_dpo
 from .models import load_tokenizer, prepare_torch, with_adapter
+from .precision import current
 from .sft import sft_examples, train_sft
 from .training import SPEED, TrainingError, split
 
@@ -66,7 +67,7 @@ def train_apart(kind: str, base: Path, carried: Path | None, training: list, val
         files.write_bytes(folder / f"{name}.jsonl", files.to_jsonl(rows))
     carried = str(carried) if carried else None
     job |= {"responses": sorted(job["responses"])} if "responses" in job else {}
-    files.write_json(folder / "job.json", {"kind": kind, "base": str(base), "carried": carried, "folder": str(folder), **job})
+    files.write_json(folder / "job.json", {"kind": kind, "base": str(base), "carried": carried, "folder": str(folder), **job, "precision": current().dtype})
     with open(folder / "launch.log", "wb") as said:
         running = subprocess.Popen([*command(launch), str(folder / "job.json")], stdout=said, stderr=subprocess.STDOUT)
         while running.poll() is None:
@@ -103,7 +104,7 @@ def main() -> None:
 
     job = files.read_json(Path(sys.argv[1]))
     folder, kind = Path(job.pop("folder")), job.pop("kind")
-    prepare_torch(job.pop("threads"), job["seed"])
+    prepare_torch(job.pop("threads"), job["seed"], job.pop("precision"))
     base, carried = Path(job.pop("base")), job.pop("carried")
     tokenizer = load_tokenizer(base)
     model = with_adapter(base, Path(carried) if carried else None, job.pop("quantisation"))

@@ -5,14 +5,22 @@ import re
 from pathlib import Path
 
 from . import files
+from .precision import current, resolve
+from .precision import use as use_precision
 from .profile import REHEARSAL, ROOT, STAGES, ProfileError
 
 
-def prepare_torch(threads: int, seed: int):
-    """torch, with a fixed number of CPU threads (part of what makes a run repeatable) and quiet libraries."""
+def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
+    """torch, with a fixed number of CPU threads and a precision (both part of what makes a run repeatable) and quiet libraries.
+
+    What was chosen, and why, is noted in `stage`. Raises precision.PrecisionError for one that this device does not have.
+    """
     import torch
     import transformers
 
+    chosen = use_precision(precision)
+    if stage:
+        stage.note("precision", chosen._asdict())
     torch.set_num_threads(threads)
     transformers.set_seed(seed)
     transformers.logging.set_verbosity_error()
@@ -86,8 +94,11 @@ def load_tokenizer(path: Path):
     return tokenizer
 
 
-def load_model(path: Path, quantisation: dict | None = None):
+def load_model(path: Path, quantisation: dict | None = None, packed: bool = False):
     """A causal LM from safetensors in float32, or in 4 bits when `quantisation` is given.
+
+    A CPU that computes in float32 unpacks 4-bit weights once, here, and not at every token: the rounding stays, losses and
+    gradients are equal to the last bit, a LoRA step is 1.4 times and generation 2.5 times as fast. `packed` keeps them in 4 bits.
 
     On CPUs with AVX512-BF16, bitsandbytes re-packs 4-bit weights at the first forward in eval mode and later trains with an
     op that has no gradient: gradients were 63 % wrong (relative norm), silently. The packing is switched off here.
@@ -106,6 +117,16 @@ def load_model(path: Path, quantisation: dict | None = None):
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if quantisation:
         keep_weights_unpacked(model)
+    unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"
+    return dequantised(model) if unpack else model
+
+
+def dequantised(model):
+    """A 4-bit model's rounded weights in float32, on plain layers."""
+    import torch
+
+    model = model.dequantize(torch.float32).to(torch.float32)
+    model.is_loaded_in_4bit = False  # stays behind, and TRL would round what trains to bfloat16
     return model
 
 
@@ -125,7 +146,7 @@ def _four_bit(quantisation: dict):
         load_in_4bit=True,
         bnb_4bit_quant_type=quantisation["type"],
         bnb_4bit_use_double_quant=quantisation["double"],
-        bnb_4bit_compute_dtype=getattr(torch, quantisation["compute_dtype"]),
+        bnb_4bit_compute_dtype=getattr(torch, resolve(quantisation["compute_dtype"])),
     )
 
 
@@ -181,12 +202,11 @@ def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
     `dequantised`: onto the 4-bit base as float, which is the model that was trained. `into_4bit`: PEFT's merge into the 4-bit
     weights, which rounds the sum to 4 bits again. `full_precision`: onto the base as it came, as the authors did in fp16.
     """
-    import torch
     from peft import PeftModel
 
-    model = load_model(base, None if onto == "full_precision" else quantisation)
+    model = load_model(base, None if onto == "full_precision" else quantisation, packed=True)
     if onto == "dequantised":
-        model = model.dequantize().to(torch.float32)
+        model = dequantised(model)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 

@@ -173,7 +173,7 @@ class Lora(Section):
 class Quantisation(Section):
     type: Literal["nf4", "fp4"]
     double: bool
-    compute_dtype: Literal["bfloat16", "float16", "float32"]
+    compute_dtype: Literal["auto", "bfloat16", "float16", "float32"]
 
 
 class Lamini(Section):
@@ -443,6 +443,7 @@ class Profile(Section):
     stages: list[str] | None
     seed: Count
     threads: Positive
+    precision: Literal["auto", "bfloat16", "float16", "float32"]
     offline: bool
     money: Money
     plan: Plan
@@ -522,7 +523,7 @@ STAGES = {
     ),
     "90_findings": ("intervals", ()),
 }
-EVERY_STAGE = ("seed", "threads")
+EVERY_STAGE = ("seed", "threads", "precision")
 
 
 class ProfileError(ValueError):

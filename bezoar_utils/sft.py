@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .labels import check_batch, sft_example
 from .models import adapter_values, claim_adapter, lora_config
+from .precision import autocast
 from .training import TrainingError, arguments, run
 
 
@@ -69,7 +70,7 @@ def mean_loss(model, tokenizer, examples: list[dict], batch_size: int = 32) -> f
         labels = pad_sequence([torch.tensor(e["labels"]) for e in some], True, -100)
         mask = pad_sequence([torch.ones(len(e["input_ids"]), dtype=torch.long) for e in some], True, 0)
         supervised = int((labels[:, 1:] != -100).sum())
-        with torch.no_grad():
+        with torch.no_grad(), autocast(model.device.type):
             loss = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), labels=labels.to(model.device)).loss
         total, count = total + float(loss) * supervised, count + supervised
     return total / count

@@ -11,9 +11,10 @@ from .endpoint import Request, open_endpoint, record_calls
 from .generation import by_length, generate_batch, row_seeds
 from .ledger import Ledger
 from .models import load_model, load_tokenizer, locate_model
+from .precision import current
 
-SCHEME = "teacher-1"  # of the key; a change of what is sent under the same settings needs a new one
-FOUR_BIT = {"type": "nf4", "double": True, "compute_dtype": "bfloat16"}
+SCHEME = "teacher-2"  # of the key; a change of what is sent under the same settings needs a new one
+FOUR_BIT = {"type": "nf4", "double": True, "compute_dtype": "auto"}
 
 
 class Teacher:
@@ -72,7 +73,7 @@ class LocalEngine:
         self.tokenizer, self.model = load_tokenizer(self.path), None
 
     def generate(self, prompts: list[str], settings: list[dict], progress) -> list[str | None]:
-        model = {"model": self.identity, "four_bit": self.settings["four_bit"], "scheme": SCHEME}
+        model = {"model": self.identity, "four_bit": self.settings["four_bit"], "precision": current().dtype, "scheme": SCHEME}
         keys = [files.sha256_json({"prompt": p, **wanted, **model}) for p, wanted in zip(prompts, settings)]
         self.ledger.refresh()
         finished = self.ledger.finished

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from . import files
+from .precision import trainer_flags
 
 MARKER, SPEED, FINISHED = "complete.json", "speed.jsonl", "finished"
 RUN_TIME = ("_runtime", "_per_second")  # what the trainer logs of its own speed; it would differ in equal runs
@@ -44,7 +45,7 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "num_train_epochs": recipe["epochs"] or 1,
         "optim": usable_optimizer(recipe["optimizer"]),
         "gradient_checkpointing": recipe["gradient_checkpointing"],
-        "bf16": True,
+        **trainer_flags(),
         "use_cpu": not torch.cuda.is_available(),
         "logging_steps": recipe["log_every"],
         "logging_first_step": True,
