@@ -64,20 +64,16 @@ help: ## this list
 	@echo "  checkpoints  the authors' released checkpoints, measured (needs the hub, a GPU and a judge of your own)"
 	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (needs the hub, GPUs, a key, money)"
 	@echo "  consumer  all of it with today's open parts on one GPU of 24 GB: Olmo 3 7B teaches, Prometheus 2 7B judges (needs the hub, no money)"
-	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.11 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
+	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.13 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
-# Torch comes first and alone: unpinned by hash, so that the CPU build can stand in, and present before anything asks for it.
 setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed)
 
-$(VENV)/ready: requirements/torch.txt requirements/lock.txt
-	@echo "setting up $(VENV): some 2.3 GB, one to five minutes"
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:3]; sys.exit(None if (3,11,5) <= v < (3,12) else f"error: Python 3.11 (3.11.5 or later) is needed, this is {sys.version.split()[0]}; name another with PYTHON=")'
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements/lock.txt
-	@$(VENV)/bin/python -m pip check
-	@touch $@
+# PYTHON=python3.13 on the command line makes a .venv of another Python anew; left out, the one that is there is kept
+NAMED := $(filter command environment,$(firstword $(origin PYTHON)))
+KEPT  := $(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+$(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $(filter $(KEPT),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),,FORCE))
+	@requirements/setup.sh $(VENV) $(if $(and $(KEPT),$(if $(NAMED),,kept)),$(VENV)/bin/python,$(PYTHON)) $(TORCH_INDEX)
 
 lock: ## pin requirements/*.in anew (needs uv; for maintainers)
 	@$(PY) requirements/lock.py

@@ -1,10 +1,11 @@
-"""Pin the environment anew: `make lock`. Needs uv, and a way for it to see torch's CPU build, or the lock would pin CUDA
-packages: UV_FIND_LINKS=<folder with that wheel> or UV_TORCH_BACKEND=cpu.
+"""Pin the environment anew: `make lock`. Needs uv; what it resolves for stands in pyproject.toml, [tool.uv].
 
-Writes lock.txt (hashed, without torch, for Linux and Python 3.11) and constraints.txt (the same pins, unhashed, for conda
-and for one-command installs). Neither holds an address of any index.
+Writes lock.txt (hashed, without torch, for Python 3.11 to 3.13 on Linux and macOS, with markers) and constraints.txt (the same
+pins, unhashed, for conda and for one-command installs). Neither holds an address of any index. Pins that still fit stay as they
+are; UPGRADE=yes takes the newest of each.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -16,18 +17,25 @@ PYTHON = "3.11.7"
 FORBIDDEN = re.compile(r"^(nvidia-|cuda-|triton==)|https?://|file:", re.MULTILINE)
 
 
-def compile_pins(*options: str) -> str:
-    command = ["uv", "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--no-strip-extras", "--python-version", PYTHON]
-    command += ["--no-emit-package", "torch", *options, "torch.txt", "base.in"]
-    return subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True).stdout
+# every pin would carry the two systems the lock is for
+SYSTEMS = re.compile(r"( ; | and \()sys_platform == 'darwin' or sys_platform == 'linux'\)?")
+
+
+def compile_pins() -> str:
+    command = ["uv", "pip", "compile", "--quiet", "--universal", "--fork-strategy", "fewest", "--python-version", PYTHON]
+    command += ["--no-header", "--no-annotate", "--no-strip-extras", "--generate-hashes", "--no-emit-package", "torch"]
+    command += ["requirements/torch.txt", "requirements/base.in"]
+    if os.environ.get("UPGRADE") != "yes":
+        command += ["--constraints", "requirements/constraints.txt"]
+    return SYSTEMS.sub("", subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> int:
-    lock = compile_pins("--generate-hashes")
+    lock = compile_pins()
     if found := FORBIDDEN.search(lock):
-        print(f"not written: {found[0]!r} in the lock; let uv see torch's CPU build (see {Path(__file__).name})", file=sys.stderr)
+        print(f"not written: {found[0]!r} in the lock; look at [tool.uv] in pyproject.toml", file=sys.stderr)
         return 1
-    pins = re.findall(r"^[A-Za-z0-9_.-]+(?:\[[^\]]+\])?==\S+", lock, re.MULTILINE)
+    pins = [line.removesuffix(" \\") for line in lock.splitlines() if re.match("[a-z]", line)]
     (HERE / "lock.txt").write_text(lock)
     (HERE / "constraints.txt").write_text("".join(re.sub(r"\[[^\]]+\]", "", pin) + "\n" for pin in pins))
     print(f"{len(pins)} pins")
