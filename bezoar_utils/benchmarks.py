@@ -152,9 +152,8 @@ def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max
     import lm_eval
 
     facts = [task_facts(task, limit) for task in tasks]
-    return files.sha256_json([identity, facts, limit, seed, max_length, precision.current().dtype, lm_eval.__version__, files.sha256_file(Path(__file__))])[
-        :32
-    ]
+    computed = [precision.current().dtype, lm_eval.__version__, files.sha256_file(Path(__file__))]
+    return files.sha256_json([identity, facts, limit, seed, max_length, *computed])[:32]
 
 
 def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int, max_length: int = 512) -> list[dict]:

@@ -5,6 +5,7 @@ Every question to a server has a second, all are asked at once, and no key is ev
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,8 +19,11 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from . import plan
+from packaging.requirements import Requirement
+
+from . import plan, precision
 from .memory import disk_gb
+from .pace import expected_seconds
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
 from .refusals import hub_models, sources_of
 
@@ -34,14 +38,51 @@ HUB_SAYS = {
 
 
 def python_version(_) -> tuple[str, str]:
-    fine, version = (3, 11, 5) <= sys.version_info[:3] < (3, 12), sys.version.split()[0]
-    return (OK, version) if fine else (MISSING, f"{version}; 3.11 (3.11.5 or later) is needed: make setup PYTHON=python3.11")
+    fine, version = (3, 11, 5) <= sys.version_info[:3] < (3, 14), sys.version.split()[0]
+    return (OK, version) if fine else (MISSING, f"{version}; 3.11.5 to 3.13 is needed: make setup PYTHON=python3.13")
+
+
+def processor(_) -> tuple[str, str]:
+    """What computes where there is no GPU. Memory is asked of the system as POSIX names it."""
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE) if info.exists() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return OK, f"{named[1] if named else platform.processor() or platform.machine()}, {cores} cores, {memory:.0f} GiB memory"
+
+
+def arithmetic(profile: Profile) -> tuple[str, str]:
+    """What a CPU would compute in; which of its choices a GPU gets is for torch to say, when a stage starts."""
+    device = precision.Device("cpu", precision.cpu_bfloat16(precision.cpu_flags(), os.environ))
+    if profile.plan.gpu:
+        return NOTE, f"{profile.precision}: a GPU decides when a stage starts; stage.json says what it took"
+    try:
+        chosen = precision.choose(profile.precision, device)
+    except precision.PrecisionError as error:
+        return MISSING, str(error)
+    return NOTE if chosen.why == precision.EMULATED else OK, f"{chosen.dtype} ({chosen.why})"
+
+
+def introduce(profile_name: str, profile: Profile) -> None:
+    """The first lines of a first run, on the standard error: this machine, and how long the run will take on one like it."""
+    for what, check in (("processor", processor), ("arithmetic", arithmetic), ("disk", disk), ("Python", python_version)):
+        print(f"{what}: {check(profile)[1]}", file=sys.stderr)
+    print(f"time: {run_time(profile_name, profile)[2]}; the estimate follows this machine's own pace", file=sys.stderr)
+
+
+def run_time(profile_name: str, profile: Profile) -> tuple[str, str, str]:
+    """A finding: the whole run's stages one after another, as timed here, else in the reference run. `make ablations` is apart."""
+    stages = [s for s in profile.stages or STAGES if s != "80_ablations"]
+    seconds = sum(expected_seconds(profile_name, stage) or 0 for stage in stages)
+    return NOTE, "time", f"about {seconds / 60:.0f} minutes of work for all stages" if seconds else "unknown until it has run here"
 
 
 def packages(_) -> tuple[str, str]:
     """Installed against pinned; a build's own mark (2.13.0+cpu) is no difference."""
     lock = "".join((CODE / "requirements" / name).read_text() for name in ("torch.txt", "lock.txt"))
-    pinned = {name.lower(): version for name, version in re.findall(r"^([\w.-]+)==([^\s\\;]+)", lock, re.MULTILINE)}
+    pins = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if re.match(r"[a-z]", line)]
+    ours = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
+    pinned = {pin.name.lower(): next(iter(pin.specifier)).version for pin in ours}
     installed = {re.sub("[._]", "-", d.metadata["Name"].lower()): d.version.split("+")[0] for d in metadata.distributions()}
     if absent := [name for name in pinned if name not in installed]:
         return MISSING, f"{len(absent)} of {len(pinned)} are not installed ({', '.join(absent[:3])}): make setup"
@@ -158,7 +199,8 @@ def on_the_hub(path: str) -> tuple[str, str]:
 
 def examine(profile: Profile) -> list[tuple[str, str, str]]:
     """(state, what, detail) of everything the profile needs, in a fixed order."""
-    here = {"Python": python_version, "packages": packages, "GPU": gpu, "CUDA": cuda_build, "disk": disk, "keys": keys}
+    machine = {"processor": processor, "arithmetic": arithmetic, "Python": python_version, "packages": packages}
+    here = machine | {"GPU": gpu, "CUDA": cuda_build, "disk": disk, "keys": keys}
     checks = {what: (check, profile) for what, check in here.items()}
     checks |= {f"{model} at {address}": (partial(endpoint, s), address) for (model, address), s in speakers(profile).items()}
     checks |= {what: (on_the_hub, path) for what, path in hub_files(profile).items()}
@@ -193,7 +235,8 @@ def all_at_once(checks: dict[str, tuple]) -> dict[str, tuple[str, str]]:
 
 def main(profile_name: str) -> int:
     try:
-        findings = examine(load_profile(profile_name))
+        profile = load_profile(profile_name)
+        findings = [*examine(profile), run_time(profile_name, profile)]
     except ProfileError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

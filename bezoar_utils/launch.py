@@ -67,7 +67,8 @@ def train_apart(kind: str, base: Path, carried: Path | None, training: list, val
         files.write_bytes(folder / f"{name}.jsonl", files.to_jsonl(rows))
     carried = str(carried) if carried else None
     job |= {"responses": sorted(job["responses"])} if "responses" in job else {}
-    files.write_json(folder / "job.json", {"kind": kind, "base": str(base), "carried": carried, "folder": str(folder), **job, "precision": current().dtype})
+    job |= {"kind": kind, "base": str(base), "carried": carried, "folder": str(folder), "precision": current().dtype}
+    files.write_json(folder / "job.json", job)
     with open(folder / "launch.log", "wb") as said:
         running = subprocess.Popen([*command(launch), str(folder / "job.json")], stdout=said, stderr=subprocess.STDOUT)
         while running.poll() is None:

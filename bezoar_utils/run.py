@@ -14,7 +14,8 @@ import threading
 import time
 from pathlib import Path
 
-from . import files, ledger, plan, refusals
+from . import doctor, files, ledger, plan, precision, refusals
+from .pace import expected_seconds, remember_time
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
 from .stage import (
     DRAFT,
@@ -61,19 +62,8 @@ def stale_stages(profile_name: str, profile: Profile, dag: dict[str, list[str]])
     return reasons
 
 
-def expected_seconds(profile_name: str, stage: str) -> float | None:
-    """What this stage took last time here, else in the committed reference run, which is one of `mini`."""
-    paths = [RUNS / profile_name / "timings.json"] + [ROOT / "reports" / "reference" / "timings.json"] * (profile_name == "mini")
-    for path in paths:
-        if path.exists() and (seconds := files.read_json(path).get(stage)):
-            return seconds
-    return None
-
-
 def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     """Print what would run, and 2 when it cannot: the reasons come last, one a line."""
-    from . import doctor
-
     profile = load_profile(profile_name)
     reasons = stale_stages(profile_name, profile, dag)
     for stage in dag:
@@ -105,6 +95,12 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     return 2 if reasons else 0
+
+
+def require_precision(profile: Profile) -> None:
+    """Refuse a precision that this machine lacks before anything runs, and say once that one is emulated."""
+    if profile.precision != "auto" and (chosen := precision.use(profile.precision)).why == precision.EMULATED:
+        print(f"note: {chosen.why}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------------------------------------- one stage
@@ -302,7 +298,8 @@ class Heartbeat(threading.Thread):
         if path.exists():
             state = files.read_json(path)
             text += f", {state['what']} {state['done']}/{state['total']}"
-            left = left if left and left > 0 else self._at_this_pace(state)
+            # the pace is this machine's; what was expected may be another's, but knows what follows this count
+            left = max(left or 0, self._at_this_pace(state) or 0)
         return text + (f", about {clock(left)} left" if left and left > 0 else "")
 
     def _at_this_pace(self, state: dict) -> float | None:
@@ -334,12 +331,6 @@ def _left(profile_name: str, dag: dict) -> str:
         return ""
     estimate = f", about {clock(sum(filter(None, known)))} of work" if any(known) else ""
     return f"; {len(undone)} stages to go{estimate}"
-
-
-def remember_time(profile_name: str, stage: str, seconds: float) -> None:
-    path = RUNS / profile_name / "timings.json"
-    timings = files.read_json(path) if path.exists() else {}
-    files.write_json(path, timings | {stage: round(seconds, 1)})
 
 
 # --------------------------------------------------------------------------------------------------------------- clean
@@ -399,14 +390,18 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "stale":
             profile = load_profile(options.profile)
             refusals.require_possible(profile)
-            print(" ".join(stale_stages(options.profile, profile, dag)))
+            require_precision(profile)
+            stale = stale_stages(options.profile, profile, dag)
+            if len(stale) == len(dag) and not any((RUNS / options.profile / s).exists() for s in dag):
+                doctor.introduce(options.profile, profile)
+            print(" ".join(stale))
         elif options.command == "verify":
             problems = verify(options.profile, dag)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")
             return 1 if problems else 0
         elif options.command in ("clean", "clean-paid"):
             clean(options.profile, paid=options.command == "clean-paid")
-    except (ProfileError, StageError) as error:
+    except (ProfileError, StageError, precision.PrecisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -31,6 +31,7 @@ CONTRACT = {
     "bezoar_utils.run",
     "bezoar_utils.plan",
     "bezoar_utils.memory",
+    "bezoar_utils.pace",
 }
 
 
