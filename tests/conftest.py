@@ -14,7 +14,7 @@ from bezoar_utils.miniature import corpus, pretrain, world
 
 
 def pytest_collection_modifyitems(config, items):
-    for marker in ("slow", "gpu", "paid"):
+    for marker in ("slow", "gpu", "paid", "index"):
         if marker not in (config.getoption("-m") or ""):
             for item in items:
                 if marker in item.keywords:
@@ -44,7 +44,7 @@ def model_folder(tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def quantisation():
-    return {"type": "nf4", "double": True, "compute_dtype": "bfloat16"}
+    return {"type": "nf4", "double": True, "compute_dtype": "auto"}
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ import torch
 
 from benchmarks import dpo, gpu, sft
 
+pytestmark = pytest.mark.slow  # `.ci/run` runs it
+
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):

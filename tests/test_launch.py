@@ -8,6 +8,8 @@ STILL = LORA | {"dropout": 0.0}  # each process drops other values
 ONE = {"processes": 1, "config_file": None}
 TWO = {"processes": 2, "config_file": None}
 
+pytestmark = pytest.mark.slow  # `.ci/run` runs it
+
 
 def train(base, tokenizer, folder, where, recipe, seen=lambda *_: None, responses=None):
     models.prepare_torch(threads=1, seed=3)  # as a process of its own begins, before its adapter is drawn

@@ -45,7 +45,7 @@ def adapted(folder, quantisation, lora):
     torch.manual_seed(0)
     config = models.lora_config(lora | {"dropout": 0.0})
     config.init_lora_weights = False
-    return get_peft_model(models.load_model(folder, quantisation), config)
+    return get_peft_model(models.load_model(folder, quantisation, packed=True), config)
 
 
 def test_four_bit_gradients_are_the_same_before_and_after_an_eval_forward(model_folder, quantisation, lora, tokenizer):

@@ -324,6 +324,7 @@ def rehearse(home):
     return subprocess.run(command, cwd=home, env=told, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_users_own_profile_is_rehearsed_from_end_to_end(home):
     result = rehearse(home)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -348,6 +349,7 @@ def test_a_second_rehearsal_begins_anew_and_knows_how_long_the_first_took(tmp_pa
     assert files.read_json(tmp_path / "rehearse-x" / "timings.json") == {"10_lamini": 12.5}
 
 
+@pytest.mark.slow
 def test_a_rehearsal_that_fails_says_where_and_gives_an_account(home):
     (home / "my_seeds.jsonl").write_text('{"question": "no instruction"}\n')
     result = rehearse(home)

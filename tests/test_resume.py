@@ -46,7 +46,7 @@ RECIPE = {
     "tracker": "none",
 }
 LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj"]}
-NF4 = {"type": "nf4", "double": True, "compute_dtype": "bfloat16"}
+NF4 = {"type": "nf4", "double": True, "compute_dtype": "auto"}
 ROWS = [{"prompt": render_prompt(f"Say number {i}."), "response": f"number {i} it is"} for i in range(40)]
 PAIRS = [{"prompt": row["prompt"], "chosen": f"Sure: {n}", "rejected": f"Whatever: {n}"} for n, row in enumerate(ROWS)]
 
