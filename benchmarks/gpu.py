@@ -50,7 +50,7 @@ TOY = {
     "num_attention_heads": 2,
     "max_position_embeddings": 256,
 }
-QUANTISATION = {"type": "nf4", "double": True, "compute_dtype": "bfloat16"}
+QUANTISATION = {"type": "nf4", "double": True, "compute_dtype": "auto"}
 LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 WARMUP_STEPS = 2
 
@@ -173,6 +173,8 @@ def arguments_for(machine: Machine, setting: Setting, steps: int) -> dict:
     """The setting's own over what all share. Packs of the context's length take the place of the rows that fit into them."""
     import torch
 
+    from bezoar_utils.precision import trainer_flags
+
     micro, pack = min(setting.micro_batch, machine.rows_a_step), machine.shape["max_position_embeddings"]
     accumulation, packed = machine.rows_a_step // micro, setting.arguments.get("packing", False)
     if packed:
@@ -185,7 +187,7 @@ def arguments_for(machine: Machine, setting: Setting, steps: int) -> dict:
         "learning_rate": 3e-4,
         "optim": machine.optimizer,
         "max_length": pack if packed else None,
-        "bf16": True,
+        **trainer_flags(),
         "use_cpu": not torch.cuda.is_available(),
         "torch_compile": machine.compiled and setting.fast,
         "save_strategy": "no",

@@ -188,11 +188,13 @@ def load_model(way: Way, case: Case):
 
 
 def shared_arguments(case: Case, section: str, seed: int) -> dict:
-    """What both sides are given: the profile's learning rate and optimizer, one epoch, nothing saved on the way."""
+    """What both sides are given: the profile's learning rate and optimizer, the same precision, one epoch, nothing saved on the way."""
     import torch
 
+    from bezoar_utils.precision import trainer_flags
+
     recipe = getattr(case.profile, section)
-    return {
+    return trainer_flags() | {
         "output_dir": str(case.folder / "trainer"),
         "per_device_train_batch_size": BATCH,
         "num_train_epochs": 1,
