@@ -188,7 +188,7 @@ def load_model(way: Way, case: Case):
 
 
 def shared_arguments(case: Case, section: str, seed: int) -> dict:
-    """What both sides are given: the profile's learning rate and optimizer, the same precision, one epoch, nothing saved on the way."""
+    """What both sides are given: the profile's learning rate, optimizer and precision, one epoch, nothing saved on the way."""
     import torch
 
     from bezoar_utils.precision import trainer_flags
