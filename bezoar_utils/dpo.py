@@ -282,7 +282,8 @@ def _as_reference(model):
 
 
 def _reference_key(model, tokenizer, pairs: list[dict], model_hash: str, max_length: int) -> str:
-    loaded = [current().dtype, str(model.dtype), model.device.type, str(getattr(model.config, "quantization_config", None))]
+    rounded_by = getattr(model, "rounded_by", str(getattr(model.config, "quantization_config", None)))
+    loaded = [current().dtype, str(model.dtype), model.device.type, rounded_by]
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
     # how the last call padded stands in there too, and changes nothing here
     vocabulary = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}

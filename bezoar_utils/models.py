@@ -122,10 +122,12 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
 
 
 def dequantised(model):
-    """A 4-bit model's rounded weights in float32, on plain layers."""
+    """A 4-bit model's rounded weights in float32, on plain layers; `rounded_by` says how they were rounded."""
     import torch
 
+    rounded_by = str(model.config.quantization_config)
     model = model.dequantize(torch.float32).to(torch.float32)
+    model.rounded_by = rounded_by
     model.is_loaded_in_4bit = False  # stays behind, and TRL would round what trains to bfloat16
     return model
 
