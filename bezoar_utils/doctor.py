@@ -25,6 +25,7 @@ from . import plan, precision
 from .memory import disk_gb
 from .pace import expected_seconds
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
+from .reference import APART
 from .refusals import hub_models, sources_of
 
 OK, MISSING, NOTE = "ok", "missing", "note"
@@ -71,8 +72,8 @@ def introduce(profile_name: str, profile: Profile) -> None:
 
 
 def run_time(profile_name: str, profile: Profile) -> tuple[str, str, str]:
-    """A finding: the whole run's stages one after another, as timed here, else in the reference run. `make ablations` is apart."""
-    stages = [s for s in profile.stages or STAGES if s != "80_ablations"]
+    """A finding: the whole run's stages one after another, as timed here, else in the reference run. None of those apart."""
+    stages = [s for s in profile.stages or STAGES if s not in APART]
     seconds = sum(expected_seconds(profile_name, stage) or 0 for stage in stages)
     return NOTE, "time", f"about {seconds / 60:.0f} minutes of work for all stages" if seconds else "unknown until it has run here"
 
@@ -121,7 +122,7 @@ def cuda_build(profile: Profile) -> tuple[str, str]:
 
 def disk(profile: Profile) -> tuple[str, str]:
     free, needed = shutil.disk_usage(ROOT).free / 1e9, sum(disk_gb(profile).values()) or 1.0
-    return (OK if free > needed else MISSING), f"{free:.0f} GB free, some {needed:.0f} needed in all"
+    return (OK if free > needed else MISSING), f"{free:.0f} GB free, about {needed:.0f} needed in all"
 
 
 def keys(profile: Profile) -> tuple[str, str]:

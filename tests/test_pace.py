@@ -1,0 +1,67 @@
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bezoar_utils import doctor, files, pace, run
+from bezoar_utils.profile import CODE, load_profile
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(pace, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(pace, "ROOT", tmp_path)
+    files.write_json(tmp_path / "reports" / "reference" / "timings.json", {"00_miniature": 100.0, "30_sft": 60.0, "50_dpo": 30.0})
+    return tmp_path / "runs"
+
+
+def test_a_first_run_is_expected_to_take_as_long_as_the_reference(runs):
+    assert pace.expected_seconds("mini", "30_sft") == 60.0
+    assert pace.expected_seconds("mine", "30_sft") is None, "the reference is one of mini"
+
+
+def test_what_is_to_come_is_scaled_by_how_this_machine_compares_so_far(runs):
+    pace.remember_time("mini", "00_miniature", 300.0)
+    assert pace.expected_seconds("mini", "30_sft") == pytest.approx(180.0)
+    assert pace.expected_seconds("mini", "00_miniature") == 300.0, "as it was timed here"
+
+
+def test_a_slow_machines_own_pace_overrules_what_was_expected(tmp_path):
+    beat = run.Heartbeat("[1/13] 00_miniature", tmp_path, expected=154.0)
+    beat.started = time.time() - 30
+    files.write_json(tmp_path / ".progress.json", {"done": 10, "total": 1600, "what": "base step"})
+    beat.line()
+    beat.counted = ("base step", 10, time.time() - 30)
+    files.write_json(tmp_path / ".progress.json", {"done": 20, "total": 1600, "what": "base step"})
+    minutes = int(beat.line().split("about ")[1].split(":")[0])
+    assert minutes == 79  # 1,580 steps of three seconds
+
+
+def test_waiting_threads_of_a_stage_do_not_spin():
+    assert run.WAITING["GOMP_SPINCOUNT"] == "0"
+
+
+def test_doctor_says_what_this_machine_is_and_how_long_the_run_takes(capsys):
+    doctor.main("mini")
+    said = capsys.readouterr().out
+    assert f"{len(os.sched_getaffinity(0))} cores" in said and "GiB memory" in said
+    assert "arithmetic: float32 (auto" in said
+    assert "minutes of work" in said
+
+
+def test_a_cpu_cannot_be_told_to_compute_in_float16(capsys):
+    assert doctor.arithmetic(load_profile("mini").model_copy(update={"precision": "float16"}))[0] == doctor.MISSING
+
+
+def test_a_python_outside_the_range_is_one_line_that_says_what_to_install(tmp_path):
+    old = tmp_path / "python"
+    old.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1" && exit 0\nexec {sys.executable} -c "import sys; sys.exit(1)"\n'
+    )
+    old.chmod(0o755)
+    result = subprocess.run([CODE / "requirements" / "setup.sh", ".nowhere", str(old)], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and not (CODE / ".nowhere").exists()
+    assert result.stderr.count("\n") == 1
+    assert "Python 3.9.1" in result.stderr and "make PYTHON=" in result.stderr
