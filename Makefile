@@ -58,7 +58,7 @@ help: ## this list
 	@echo "The OpenBezoar study. Usage: make TARGET [PROFILE=$(PROFILE)]"; echo
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r t d; do printf "%-18s %s\n" "$$t" "$$d"; done
 	@echo; echo "Profiles (profiles/*.yaml):"
-	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, some ten minutes, no money"
+	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, 10 to 20 minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
 	@echo "  released  the authors' released rows and verdicts, checked and filtered (needs the hub and a GPU, no key)"
 	@echo "  checkpoints  the authors' released checkpoints, measured (needs the hub, a GPU and a judge of your own)"
@@ -79,7 +79,7 @@ lock: ## pin requirements/*.in anew (needs uv; for maintainers)
 	@$(PY) requirements/lock.py
 
 # ---------------------------------------------------------------------------------------------------------------- the study
-reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: some 10 minutes; again: nothing to do)
+reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: 10 to 20 minutes; again: nothing to do)
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(if $(SHARD),1,$(JOBS)) stages
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
 
