@@ -51,6 +51,8 @@ export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export BEZOAR_HOME := $(CURDIR)
 export BEZOAR_SEEDS := $(SEEDS)
 export BEZOAR_SHARD := $(SHARD)
+# threads that wait must not spin: beside a busy process that is four times as slow (benchmarks/RESULTS.md)
+export GOMP_SPINCOUNT := 0
 # papermill starts the kernel named python3; with the environment's bin first, that is this environment's python
 export PATH := $(dir $(abspath $(PY))):$(PATH)
 
