@@ -148,7 +148,7 @@ publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name 
 lab: setup ## open JupyterLab with the kernel ready
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
 
-test: setup ## all quick tests (about eight minutes; slow, gpu, paid and index ones are skipped and say so)
+test: setup ## all quick tests (slow, gpu, paid and index ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q tests
 
 lint: setup ## ruff: format check and lint
