@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-CHOICES = ("auto", "bfloat16", "float16", "float32")
 EMULATED = "bfloat16 is emulated on this CPU: training is about 13 times slower than in float32; precision: auto takes float32"
 _state: dict[str, "Precision"] = {}  # of this process, as torch's own number of threads
 
@@ -37,7 +36,7 @@ class Precision(NamedTuple):
 
 
 def choose(wanted: str, device: Device) -> Precision:
-    """The precision for one of `CHOICES` on this device. Raises PrecisionError for one that would not work there. (Ours.)"""
+    """What `precision: wanted` means on this device. Raises PrecisionError for one that would not work there. (Ours.)"""
     native = "native" if device.bfloat16 else "not native"
     if wanted == "float16" and device.kind == "cpu":
         raise PrecisionError("precision: float16 needs a CUDA GPU, and this machine computes on its CPU; use auto or float32")
@@ -61,7 +60,7 @@ def here() -> Device:
     return Device("cpu", cpu_bfloat16(cpu_flags(), os.environ))
 
 
-def cpu_bfloat16(flags: set[str], environment: dict[str, str]) -> bool:
+def cpu_bfloat16(flags: frozenset[str] | set[str], environment: dict[str, str]) -> bool:
     """Whether a CPU with these flags has bfloat16 instructions that torch may use.
 
     `ONEDNN_MAX_CPU_ISA` and `ATEN_CPU_CAPABILITY` can hide a bigger machine's instructions, and are respected.
@@ -73,7 +72,8 @@ def cpu_bfloat16(flags: set[str], environment: dict[str, str]) -> bool:
 
 
 @cache
-def _flags() -> frozenset[str]:
+def cpu_flags() -> frozenset[str]:
+    """The instructions that the processor names; torch is not imported for them."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         lines = path.read_text(errors="replace").splitlines()
@@ -82,11 +82,6 @@ def _flags() -> frozenset[str]:
         asked = subprocess.run(["sysctl", "-n", "hw.optional.arm.FEAT_BF16"], capture_output=True, text=True, check=False)
         return frozenset({"bf16"} if asked.stdout.strip() == "1" else ())
     return frozenset()
-
-
-def cpu_flags() -> set[str]:
-    """The instructions that the processor names; torch is not imported for them."""
-    return set(_flags())
 
 
 # ------------------------------------------------------------------------------------------------- what a process computes in

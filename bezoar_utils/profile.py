@@ -97,7 +97,6 @@ class Launch(Section):
 
 
 class Miniature(Section):
-    training_threads: Positive
     people: Annotated[int, Field(ge=8)]
     documents: Positive
     vocabulary: Annotated[int, Field(ge=300)]
