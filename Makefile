@@ -149,7 +149,7 @@ lab: setup ## open JupyterLab with the kernel ready
 	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
 
 test: setup ## all quick tests (slow, gpu, paid and index ones are skipped and say so)
-	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q tests
+	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile tests
 
 lint: setup ## ruff: format check and lint
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check .

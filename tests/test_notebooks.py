@@ -76,6 +76,7 @@ def opened_in_order(tmp_path_factory):
     return folder, environment, subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 def test_every_chapter_runs_on_its_own_defaults_in_order(opened_in_order):
     folder, _, result = opened_in_order
     assert result.returncode == 0, result.stdout[-6000:]
@@ -85,6 +86,7 @@ def test_every_chapter_runs_on_its_own_defaults_in_order(opened_in_order):
     assert len(claims) == 8 and {c["verdict"] for c in claims} <= {"shown", "not shown", "opposite"}
 
 
+@pytest.mark.slow
 def test_the_exploring_notebook_runs_on_a_finished_tiny_run_and_changes_nothing_in_it(opened_in_order):
     folder, environment, _ = opened_in_order
     before = contents(folder / "runs")
