@@ -5,7 +5,6 @@ PROFILE     ?= mini
 JOBS        ?= 2
 TORCH_INDEX ?=
 SEEDS       ?=
-SHARD       ?=
 RUNS        ?=
 DATA        ?=
 PYTHON      ?= python3
@@ -38,7 +37,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce shard stages report compare reference check-reference ablations test lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
 empty :=
 space := $(empty) $(empty)
@@ -50,7 +49,6 @@ HERE  := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
 export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export BEZOAR_HOME := $(CURDIR)
 export BEZOAR_SEEDS := $(SEEDS)
-export BEZOAR_SHARD := $(SHARD)
 # threads that wait must not spin: beside a busy process that is four times as slow (benchmarks/RESULTS.md)
 export GOMP_SPINCOUNT := 0
 # papermill starts the kernel named python3; with the environment's bin first, that is this environment's python
@@ -82,16 +80,12 @@ lock: ## pin requirements/*.in anew (needs uv; for maintainers)
 
 # ---------------------------------------------------------------------------------------------------------------- the study
 reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: 10 to 20 minutes; again: nothing to do)
-	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(if $(SHARD),1,$(JOBS)) stages
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) stages
 	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
-
-# shards go from stage to stage together, so with SHARD one stage runs at a time
-shard: setup ## one more process for the data stages: `make reproduce SHARD=0/2` here, `make shard SHARD=1/2` there (docs/scaling.md)
-	@$(STUDY) shard $(FOR)
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
 ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
-STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)" BEZOAR_SHARD="$(SHARD)"; $(STUDY) stale $(FOR) || echo FAILED)
+STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)"; $(STUDY) stale $(FOR) || echo FAILED)
 ifneq (,$(filter FAILED,$(STALE)))
 $(error the study cannot start, see the line above)
 endif

@@ -181,35 +181,25 @@ class Endpoint:
         self._anyone_there, self._paid_under_way = False, 0
 
     def ask(self, requests: list[Request], progress: Callable[[int, int], None] | None = None) -> list[Reply]:
-        """A reply a request, in their order. Equal requests are one call; what the ledger holds is not sent again. Where shards
-        share the stage, each sends its own calls and waits for the others' answers.
+        """A reply a request, in their order. Equal requests are one call; what the ledger holds is not sent again.
 
         Raises EndpointError when going on is pointless and money.BudgetReached when the purse is; either way the calls in
         flight end and are kept first. Works inside a running event loop too.
         """
         keys = [self._key(request) for request in requests]
         copies = Counter(keys)
-        self.ledger.refresh()
         replies = {key: _reply(self.ledger.finished[key]) for key in copies if key in self.ledger.finished}
-        numbers = {key: number for number, key in enumerate(copies) if key not in replies}
-        mine = {key: _Call(key, r) for key, r in zip(keys, requests) if key in numbers and self.ledger.owns(numbers[key])}
-        theirs = {key: number for key, number in numbers.items() if key not in mine}
-
+        missing = {key: _Call(key, request) for key, request in zip(keys, requests) if key not in replies}
         done = sum(copies[key] for key in replies)
-
-        def report(*waiting: str) -> None:
-            if progress:
-                progress(done, len(requests), *waiting)
 
         def arrived(row: dict) -> None:
             nonlocal done
             replies[row["key"]], done = _reply(row), done + copies[row["key"]]
-            report()
+            if progress:
+                progress(done, len(requests))
 
-        if mine:
-            _run_apart(self._send(deque(mine.values()), arrived))
-        for row in self.ledger.others(theirs, lambda _, whom: report(whom)):
-            arrived(row)
+        if missing:
+            _run_apart(self._send(deque(missing.values()), arrived))
         return [replies[key] for key in keys]
 
     async def _send(self, waiting: deque[_Call], arrived: Callable[[dict], None]) -> None:

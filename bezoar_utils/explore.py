@@ -12,7 +12,7 @@ from . import benchmarks, files, hygiene, mt_bench, sources
 from .endpoint import Reply
 from .judge import Verdict, read_verdict
 from .profile import PROFILES, ROOT, STAGES, ProfileError, load_profile
-from .stage import RUNS, Stage, StageError, finished_folder, ledgers
+from .stage import RUNS, Stage, StageError, finished_folder
 from .template import clean_response, render_prompt
 
 SCHEMES = {"10_lamini": "lamini", "11_orca": "orca", "12_evol_instruct": "evol"}
@@ -168,9 +168,8 @@ def batch_of(tokenizer, row: dict, recipe: dict) -> dict:
 
 
 def finished_calls(run: Stage, stage: str = "20_judge_filter") -> list[dict]:
-    """The ledgers' calls that brought a text. (They outlive reruns, so they are no artifact of the stage.)"""
-    paths = ledgers(finished_folder(run.profile, stage))
-    return [call for path in paths for call in files.read_jsonl(path) if "text" in call]
+    """The ledger's calls that brought a text. (They outlive reruns, so they are no artifact of the stage.)"""
+    return [call for call in files.read_jsonl(finished_folder(run.profile, stage) / "calls.jsonl") if "text" in call]
 
 
 def replay(call: dict, kind=Verdict) -> dict:

@@ -7,7 +7,7 @@ What a GPU will have to hold is reckoned in `memory.py`; here it is printed.
 from . import files, memory
 from .money import cost_usd
 from .profile import STAGES, Profile
-from .stage import RUNS, ledgers
+from .stage import RUNS
 
 
 def expected_calls(profile: Profile) -> list[dict]:
@@ -82,7 +82,7 @@ def call_lines(profile_name: str, profile: Profile) -> list[str]:
         tokens = f"{r['tokens_in']:,} / {r['tokens_out']:,}"
         figures = f"{r['calls']:9,} {tokens:>24} {r['usd']:9.2f} {r['worst_usd']:9.2f} {r['hours']:7.2f}"
         lines.append(f"  {r['stage']:18} {r['who']:14} {figures}  {r['model']}")
-    paths = [path for stage in STAGES for path in ledgers(RUNS / profile_name / stage)]
+    paths = [RUNS / profile_name / stage / "calls.jsonl" for stage in STAGES]
     finished = sum("text" in row for path in paths for row in files.read_jsonl(path))
     lines.append(f"{finished:,} answers of earlier runs are on disk; what is the same call is not sent again")
     return [*lines, budget_line(profile, sum(r["usd"] for r in rows), sum(r["worst_usd"] for r in rows))]

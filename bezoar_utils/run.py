@@ -14,29 +14,23 @@ import threading
 import time
 from pathlib import Path
 
-from . import doctor, files, ledger, plan, precision, refusals
+from . import doctor, files, plan, precision, refusals
 from .pace import expected_seconds, remember_time
 from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
 from .stage import (
     DRAFT,
     KEPT,
     NOTEBOOKS,
-    PACT,
     RUNS,
-    Shard,
     StageError,
-    empty,
     notebook_hash,
     stale_reason,
-    this_shard,
     verify,
 )
 
 CELL_TIMEOUT_S = 24 * 3600  # papermill has none by default; a hung cell must not hang a rented GPU for ever
 START_TIMEOUT_S = 180
 LINE_EVERY_S = 10
-SHARED = ("10_lamini", "11_orca", "12_evol_instruct", "20_judge_filter")  # the stages whose calls shards share
-ALONE = Shard(0, 1)
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 # Threads that wait must not spin: beside another busy process a base step took 0.77 s spinning and 0.29 s so (RESULTS.md)
 WAITING = {"GOMP_SPINCOUNT": "0", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -120,71 +114,15 @@ def run_stage(stage: str, profile_name: str, reads: list[str], dag: dict[str, li
     check_notebook_parameters(stage, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
-    shard = this_shard() if stage in SHARED else ALONE
-    ledger.begin(folder, ledger.terms(stage, parameters, shard.of), shard.of)
     started = time.time()
     position = f"[{list(dag).index(stage) + 1}/{len(dag)}] {stage}"
     say(f"{position}: start{_expectation(profile_name, stage)}")
     with Heartbeat(position, folder, expected_seconds(profile_name, stage)):
-        execute(stage, profile_name, parameters, reads, folder, profile.offline, shard)
+        execute(stage, profile_name, parameters, reads, folder, profile.offline)
     seconds = time.time() - started
     complete(stage, folder, seconds)
     remember_time(profile_name, stage, seconds)
     say(f"{position}: done in {clock(seconds)}{_left(profile_name, dag)}")
-
-
-def run_shard(profile_name: str, dag: dict[str, list[str]], shard: Shard) -> None:
-    """Do this shard's part of each data stage that shard 0 begins, until all of them are fresh. Makes no artifact.
-
-    Raises StageError when a chapter fails, and when shard 0 has been at work on no stage for ledger.PATIENCE_S.
-    """
-    profile = load_profile(profile_name)
-    joined, told, since = set(), "", time.monotonic()
-    while missing := [stage for stage in _stale_now(profile_name, profile, dag) if stage in SHARED]:
-        for stage in missing:
-            folder, parameters = RUNS / profile_name / stage, stage_parameters(profile, stage)
-            run = ledger.pact_of(folder, ledger.terms(stage, parameters, shard.of))
-            if run and (stage, run) not in joined:
-                run_share(stage, profile_name, parameters, dag[stage], folder, profile.offline, shard)
-                joined.add((stage, run))
-                since = time.monotonic()
-                break
-        else:
-            if told != missing[0]:
-                told = missing[0]
-                say(f"[shard {shard.number}/{shard.of}] waiting for shard 0 to begin or finish {told}")
-            if any(ledger.at_work(RUNS / profile_name / stage) for stage in dag):
-                since = time.monotonic()
-            if time.monotonic() - since > ledger.PATIENCE_S:
-                raise StageError(
-                    f"shard 0 has been at work on no stage for {ledger.PATIENCE_S / 60:.0f} minutes; {missing[0]} is not finished"
-                )
-            time.sleep(ledger.POLL_S)
-    say(f"[shard {shard.number}/{shard.of}] the data stages are finished")
-
-
-def run_share(stage: str, profile_name: str, parameters: dict, reads, home: Path, offline: bool, shard: Shard) -> None:
-    folder, position = home / f"shard-{shard.number}", f"[shard {shard.number}/{shard.of}] {stage}"
-    folder.mkdir(exist_ok=True)
-    started = time.time()
-    say(f"{position}: start")
-    try:
-        with Heartbeat(position, folder, None):
-            execute(stage, profile_name, parameters, reads, folder, offline, shard)
-    except StageError:
-        if not (home / "stage.json").exists():  # else shard 0 had all it needed
-            raise
-    empty(folder)
-    say(f"{position}: this shard's part is done in {clock(time.time() - started)}")
-
-
-def _stale_now(profile_name: str, profile: Profile, dag: dict[str, list[str]]) -> dict[str, str]:
-    """`stale_stages` while shard 0 works: it may remove a proof while this reads it."""
-    while True:
-        try:
-            return stale_stages(profile_name, profile, dag)
-        except FileNotFoundError:
-            time.sleep(ledger.POLL_S)
 
 
 def check_notebook_parameters(stage: str, parameters: dict) -> None:
@@ -214,13 +152,10 @@ def literal_assignments(source: str, stage: str = "notebook") -> dict:
     return values
 
 
-def execute(
-    stage: str, profile_name: str, parameters: dict, reads: list[str], folder: Path, offline: bool, shard: Shard = ALONE
-) -> None:
+def execute(stage: str, profile_name: str, parameters: dict, reads: list[str], folder: Path, offline: bool) -> None:
     import papermill
 
     os.environ["BEZOAR_READS"] = " ".join(reads)
-    os.environ["BEZOAR_SHARD"] = f"{shard.number}/{shard.of}"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ |= WAITING | QUIET | (OFFLINE if offline else {})
     partial = folder / "chapter.partial.ipynb"
@@ -260,7 +195,6 @@ def complete(stage: str, folder: Path, seconds: float) -> None:
     (folder / DRAFT).unlink()
     (folder / ".progress.json").unlink(missing_ok=True)
     files.write_json(folder / "stage.json", record)
-    (folder / PACT).unlink(missing_ok=True)
 
 
 def _git(*arguments: str) -> str | None:
@@ -372,19 +306,15 @@ def stages_of(profile_name: str, dag: str) -> dict[str, list[str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.run")
-    parser.add_argument("command", choices=("stage", "shard", "plan", "stale", "verify", "clean", "clean-paid"))
+    parser.add_argument("command", choices=("stage", "plan", "stale", "verify", "clean", "clean-paid"))
     parser.add_argument("name", nargs="?")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--dag", default="", help="stage:read,read … in order, as the Makefile has it")
     options = parser.parse_args(arguments)
     try:
-        dag, shard = stages_of(options.profile, options.dag), this_shard()
-        if bool(shard.number) != (options.command == "shard"):
-            raise StageError("SHARD=0/2 goes with `make reproduce`, SHARD=1/2 with `make shard`, and SHARD with nothing else")
+        dag = stages_of(options.profile, options.dag)
         if options.command == "stage" and options.name in dag:
             run_stage(options.name, options.profile, dag[options.name], dag)
-        elif options.command == "shard":
-            run_shard(options.profile, dag, shard)
         elif options.command == "plan":
             return show_plan(options.profile, dag)
         elif options.command == "stale":

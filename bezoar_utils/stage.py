@@ -8,13 +8,11 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from . import files
 from .profile import CODE, REHEARSAL, ROOT, STAGES, ProfileError, check_parameters, load_profile, stage_parameters
@@ -37,22 +35,6 @@ CONTRACT = {
 
 class StageError(RuntimeError):
     """A stage that cannot start or finish; the message says what to do."""
-
-
-class Shard(NamedTuple):
-    """One of `of` processes that share the calls of a stage; number 0 makes its files."""
-
-    number: int
-    of: int
-
-
-def this_shard() -> Shard:
-    """What SHARD=number/of says of this process; 0 of 1 when it says nothing. Raises StageError."""
-    text = os.environ.get("BEZOAR_SHARD") or "0/1"
-    parts = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not parts or int(parts[1]) >= int(parts[2]):
-        raise StageError(f"SHARD={text} is none: of two processes the first is SHARD=0/2, the other SHARD=1/2")
-    return Shard(int(parts[1]), int(parts[2]))
 
 
 @dataclass
@@ -171,7 +153,6 @@ def open_stage(name: str, namespace: dict) -> Stage:
 
     Under the runner the folder is `runs/<profile>/<stage>`. In JupyterLab it is `runs/<profile>/explore/<stage>`, so that
     exploring never touches a finished run; inputs come from the finished run, or from `explore/` where there is none.
-    A shard but the first works in `runs/<profile>/<stage>/shard-<number>`.
     Raises ProfileError for a value the schema refuses.
     """
     profile = namespace["profile"]
@@ -183,8 +164,6 @@ def open_stage(name: str, namespace: dict) -> Stage:
     check_parameters(name, parameters)
     reads = os.environ.get("BEZOAR_READS")
     folder = RUNS / profile / (name if reads is not None else f"explore/{name}")
-    if number := this_shard().number:
-        folder /= f"shard-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     empty(folder)
@@ -232,35 +211,29 @@ def _lock(folder: Path, patience_s: float = 30) -> None:
         time.sleep(0.2)
 
 
-def ledgers(folder: Path) -> list[Path]:
-    """A stage's ledgers of finished calls: its own, and those of shards that have shared it."""
-    return [path for path in (folder / "calls.jsonl", *sorted(folder.glob("shard-*/calls.jsonl"))) if path.exists()]
-
-
 def is_artifact(path: Path, folder: Path) -> bool:
     parts = path.relative_to(folder).parts
     return (
         path.is_file()
-        and not any(p.startswith((".", "scratch", "shard-", CHECKPOINTS)) for p in parts)
+        and not any(p.startswith((".", "scratch", CHECKPOINTS)) for p in parts)
         and path.name not in KEPT | NOT_ARTIFACTS
     )
 
 
 CHECKPOINTS = "checkpoints"  # of a training under way
 KEPT = {"calls.jsonl"}  # finished judge calls survive a rerun: no call is paid for twice
-PACT = "shard.json"  # what the shards of a stage under way have agreed on
-NOT_ARTIFACTS = {"stage.json", DRAFT, PACT, "chapter.ipynb", "chapter.partial.ipynb"}
+NOT_ARTIFACTS = {"stage.json", DRAFT, "chapter.ipynb", "chapter.partial.ipynb"}
 
 
 def empty(folder: Path) -> None:
     """Start afresh: first the proof goes, then everything else but the ledgers of finished calls and the checkpoints."""
     (folder / "stage.json").unlink(missing_ok=True)
     for path in sorted(folder.iterdir()):
-        if path.name == CHECKPOINTS or path.name.startswith("shard-"):
+        if path.name == CHECKPOINTS:
             continue
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name not in KEPT | {PACT, ".lock", "chapter.partial.ipynb"}:
+        elif path.name not in KEPT | {".lock", "chapter.partial.ipynb"}:
             path.unlink()
 
 

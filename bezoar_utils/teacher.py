@@ -62,10 +62,7 @@ class EndpointEngine:
 
 
 class LocalEngine:
-    """Local weights, loaded when first needed. A batch is written as a whole, so that resumed batches hold the same rows.
-
-    Shards share whole batches: whoever makes one, its rows have the same neighbours, and so the same rounding.
-    """
+    """Local weights, loaded when first needed. A batch is written as a whole, so that resumed batches hold the same rows."""
 
     def __init__(self, stage, settings: dict):
         self.stage, self.settings, self.ledger = stage, settings, Ledger(stage.output("calls.jsonl"))
@@ -75,22 +72,15 @@ class LocalEngine:
     def generate(self, prompts: list[str], settings: list[dict], progress) -> list[str | None]:
         model = {"model": self.identity, "four_bit": self.settings["four_bit"], "precision": current().dtype, "scheme": SCHEME}
         keys = [files.sha256_json({"prompt": p, **wanted, **model}) for p, wanted in zip(prompts, settings)]
-        self.ledger.refresh()
         finished = self.ledger.finished
         fits = self._fit(prompts)
         fitting = [i for i, fit in enumerate(fits) if fit]
-        done, missing = len(prompts) - len(fitting), {}
-        for number, batch in enumerate(by_length([prompts[i] for i in fitting], self.settings["batch_size"])):
+        done = len(prompts) - len(fitting)
+        for batch in by_length([prompts[i] for i in fitting], self.settings["batch_size"]):
             rows = [fitting[i] for i in batch]
             if any(keys[i] not in finished for i in rows):
-                if not self.ledger.owns(number):
-                    missing |= {keys[i]: number for i in rows}
-                    continue
                 self.ledger.append(*self._answer([keys[i] for i in rows], [prompts[i] for i in rows], [settings[i] for i in rows]))
             done += len(rows)
-            progress(done, len(prompts))
-        for _ in self.ledger.others(missing, lambda left, whom: progress(len(prompts) - left, len(prompts), whom)):
-            done += 1
             progress(done, len(prompts))
         answered = [finished.get(key) if fit else None for key, fit in zip(keys, fits)]
         self.stage.spend(tokens=sum(row["tokens_in"] + row["tokens_out"] for row in answered if row), calls=len(fitting))

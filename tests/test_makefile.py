@@ -9,7 +9,6 @@ import sys
 import time
 
 import pytest
-from fake_endpoint import FakeEndpoint
 
 from bezoar_utils import explore
 from bezoar_utils.profile import CODE, load_profile, stage_parameters
@@ -149,54 +148,6 @@ def test_kill_the_whole_process_group_in_mid_stage_then_run_again(study):
     assert "made.txt" in json.loads(study.proof(SECOND).read_text())["outputs"]
 
 
-ASKS = """
-import os
-from bezoar_utils import files
-from bezoar_utils.endpoint import Endpoint, Request
-settings = {"api_key_env": None, "local_server": None, "concurrency": 2, "timeout_s": 9.0, "attempts": 2}
-endpoint = Endpoint("m", settings, URL, stage.output("calls.jsonl"))
-first = endpoint.ask([Request(f"prompt {n}", {}, "chat", "v1") for n in range(40)])
-second = endpoint.ask([Request(reply.text + " again", {}, "chat", "v1") for reply in first])
-files.write_json(stage.output("made.txt"), [reply.text for reply in first + second])
-"""
-
-
-def test_two_processes_share_a_stage_one_is_killed_and_the_files_are_those_of_one(study):
-    with FakeEndpoint(latency_s=0.05) as fake:
-        asking = chapter(FIRST, ASKS.replace("URL", repr(fake.url)))
-        (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(asking)
-        joins, begins = study.start("shard", "SHARD=1/2"), study.start("stages", "SHARD=0/2")
-        theirs = study.proof(FIRST).parent / "shard-1" / "calls.jsonl"
-        wait_for(theirs)
-        os.killpg(joins.pid, signal.SIGKILL)
-        joins.communicate()
-        again = study.start("shard", "SHARD=1/2")
-        assert begins.wait(90) == 0, begins.communicate()[0]
-        said = again.communicate(timeout=60)[0]
-        assert again.returncode == 0 and f"{FIRST}: this shard's part is done" in said, said
-        assert len(fake.answered) == 80 and fake.received.total() <= 80 + 2
-        both = (study.proof(FIRST).parent / "made.txt").read_bytes()
-        assert set(json.loads(study.proof(FIRST).read_text())["outputs"]) == {"made.txt"}
-        assert study("verify").returncode == 0 and not (study.proof(FIRST).parent / "shard.json").exists()
-        assert started(study("stages", "SHARD=0/2")) == [] and "data stages are finished" in study("shard", "SHARD=1/2").stdout
-        (study.folder / "profiles" / "mine.yaml").write_text("extends: tiny\n")
-        assert study("runs/mine/10_lamini/stage.json", "PROFILE=mine").returncode == 0
-    assert (study.folder / "runs" / "mine" / FIRST / "made.txt").read_bytes() == both
-
-
-@pytest.mark.parametrize(
-    ("target", "shard", "words"),
-    [
-        ("stages", "2/2", "SHARD=2/2 is none: of two processes the first is SHARD=0/2"),
-        ("stages", "1/2", "SHARD=0/2 goes with `make reproduce`, SHARD=1/2 with `make shard`"),
-        ("shard", "0/2", "SHARD=0/2 goes with `make reproduce`, SHARD=1/2 with `make shard`"),
-    ],
-)
-def test_a_shard_that_cannot_be_is_one_line_before_anything_runs(study, target, shard, words):
-    result = study(target, f"SHARD={shard}")
-    assert result.returncode != 0 and f"error: {words}" in result.stderr and started(result) == []
-
-
 def wait_for(path, patience_s=60):
     deadline = time.time() + patience_s
     while not path.exists():
@@ -249,7 +200,6 @@ def test_make_alone_prints_every_target(study):
     result = study("help")
     for target in (
         "reproduce",
-        "shard",
         "test",
         "lab",
         "report",
