@@ -1,4 +1,7 @@
-"""The study's charts. Each function takes rows and returns a matplotlib figure with title, units and legend."""
+"""The study's charts. Each function takes rows and returns a matplotlib figure with title, units and legend.
+
+The numbers stay with the figure as `fig.rows`, one row a value, for the csv below it: panel, series, x, y, low, high.
+"""
 
 COLOURS = {"train": "#1f6f8b", "validation": "#d1495b", "chosen": "#2a7f3f", "rejected": "#b03a2e", "other": "#6c5b7b"}
 ORDER = ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
@@ -31,12 +34,9 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
     """Training and validation loss over steps, one panel a stage of training."""
     fig, axes = _axes(width=max(7.0, 3.4 * len(logs)), columns=len(logs))
     for axis, (name, rows) in zip(axes, logs.items()):
-        train = [(r["step"], r["loss"]) for r in rows if _number(r.get("loss"))]
-        valid = [(r["step"], r["eval_loss"]) for r in rows if _number(r.get("eval_loss"))]
-        axis.plot([s for s, _ in train], smooth([v for _, v in train], smoothing), color=COLOURS["train"], label="training")
-        if valid:
-            axis.plot(*zip(*valid), "o-", ms=4, color=COLOURS["validation"], label="validation")
         axis.set(title=name, xlabel="optimizer step", ylabel="loss (nats per token)")
+        _line(axis, rows, "loss", "-", smoothing=smoothing, color=COLOURS["train"], label="training")
+        _line(axis, rows, "eval_loss", "o-", ms=4, color=COLOURS["validation"], label="validation")
         axis.legend(frameon=False)
     fig.suptitle(title)
     return fig
@@ -48,10 +48,10 @@ def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
     runs = list(dict.fromkeys(run for logs in panels.values() for run in logs))
     colours = dict(zip(runs, list(COLOURS.values()) * len(runs)))
     for axis, (name, logs) in zip(axes, panels.items()):
+        axis.set(title=name if len(panels) > 1 else title, xlabel="optimizer step", ylabel="loss (nats)")
         for run, rows in logs.items():
             _line(axis, rows, "loss", "-", lw=1, alpha=0.55, color=colours[run], label=f"{run}, training")
             _line(axis, rows, "eval_loss", "o-", ms=4, lw=1.6, color=colours[run], label=f"{run}, validation")
-        axis.set(title=name if len(panels) > 1 else title, xlabel="optimizer step", ylabel="loss (nats)")
         axis.legend(frameon=False, fontsize=8)
     fig.suptitle(title if len(panels) > 1 else "")
     return fig
@@ -70,20 +70,31 @@ def dpo_curves(rows: list[dict], title: str):
         ("log-probability", "nats per reply", [("logps/chosen", "chosen"), ("logps/rejected", "rejected")]),
     ]
     for axis, (name, unit, columns) in zip(axes, panels):
+        axis.set(title=name, xlabel="optimizer step", ylabel=unit)
         for column, kind in columns:
             what, colour = ("", COLOURS["validation"]) if kind == "train" else (f"{kind}, ", COLOURS[kind])
             _line(axis, rows, column, "-", lw=1, alpha=0.55, color=COLOURS[kind], label=f"{what}training")
             _line(axis, rows, f"eval_{column}", "o-", ms=4, lw=1.6, color=colour, label=f"{what}validation")
-        axis.set(title=name, xlabel="optimizer step", ylabel=unit)
         axis.legend(frameon=False, fontsize=8)
     fig.suptitle(title)
     return fig
 
 
-def _line(axis, rows: list[dict], column: str, *style, **looks) -> None:
+def _line(axis, rows: list[dict], column: str, *style, smoothing: float = 0.0, **looks) -> None:
+    """A column of a training's log over its steps; the figure keeps the values as they were logged."""
     points = [(r["step"], r[column]) for r in rows if _number(r.get(column))]
     if points:
-        axis.plot(*zip(*points), *style, **looks)
+        steps, values = zip(*points)
+        axis.plot(steps, smooth(values, smoothing), *style, **looks)
+    _keep(axis.figure, [{"panel": axis.get_title(), "series": looks["label"], "x": x, "y": y} for x, y in points])
+
+
+def _keep(fig, rows: list[dict]) -> None:
+    fig.rows = [*getattr(fig, "rows", ()), *rows]
+
+
+def _short(model: str) -> str:
+    return model.replace("OpenBezoar-", "")
 
 
 def bars(values: dict[str, tuple[float, float, float]], title: str, unit: str, top: float | None = None):
@@ -93,7 +104,8 @@ def bars(values: dict[str, tuple[float, float, float]], title: str, unit: str, t
     means = [values[n][0] for n in names]
     errors = [[values[n][0] - values[n][1] for n in names], [values[n][2] - values[n][0] for n in names]]
     axis.bar(range(len(names)), means, yerr=errors, capsize=4, color=COLOURS["train"], alpha=0.85)
-    axis.set_xticks(range(len(names)), [n.replace("OpenBezoar-", "") for n in names])
+    axis.set_xticks(range(len(names)), [_short(n) for n in names])
+    _keep(fig, [{"x": _short(n), "y": mean, "low": low, "high": high} for n, (mean, low, high) in values.items()])
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     return fig
 
@@ -106,9 +118,8 @@ def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top
     shades = ("#b8c4cc", "#7fa7b8", "#3d7f96", "#12475a")
     for number, (model, row) in enumerate(values.items()):
         places = [i + (number - (len(values) - 1) / 2) * width for i in range(len(categories))]
-        axis.bar(
-            places, [row.get(c, 0) for c in categories], width, label=model.replace("OpenBezoar-", ""), color=shades[number % 4]
-        )
+        axis.bar(places, [row.get(c, 0) for c in categories], width, label=_short(model), color=shades[number % 4])
+        _keep(fig, [{"series": _short(model), "x": category, "y": value} for category, value in row.items()])
     axis.set_xticks(range(len(categories)), categories)
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     axis.legend(frameon=False, ncols=2, fontsize=8)
@@ -124,11 +135,13 @@ def grouped_intervals(
     width = 0.8 / max(1, len(parts))
     for number, (part, colour) in enumerate(zip(parts, (COLOURS["train"], COLOURS["validation"], COLOURS["other"]), strict=False)):
         there = [(place, row[part]) for place, row in enumerate(values.values()) if part in row]
+        named = [(_short(model), *row[part]) for model, row in values.items() if part in row]
+        _keep(fig, [{"series": part, "x": x, "y": mean, "low": low, "high": high} for x, mean, low, high in named])
         places = [place + (number - (len(parts) - 1) / 2) * width for place, _ in there]
         reach = [[mean - low for _, (mean, low, _) in there], [high - mean for _, (mean, _, high) in there]]
         heights = [mean for _, (mean, _, _) in there]
         axis.bar(places, heights, width, yerr=reach, capsize=4, label=part, color=colour, alpha=0.85)
-    axis.set_xticks(range(len(values)), [model.replace("OpenBezoar-", "") for model in values])
+    axis.set_xticks(range(len(values)), [_short(model) for model in values])
     axis.set(title=title, ylabel=unit, ylim=(bottom, top))
     axis.legend(frameon=False, ncols=len(parts), fontsize=8)
     return fig
@@ -147,8 +160,8 @@ def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float
     colours = ("other", "train", "validation", "chosen")
     for (model, row), colour, line in zip(values.items(), colours, LINES, strict=False):
         radii = [row.get(c, math.nan) for c in categories]
-        label = model.replace("OpenBezoar-", "")
-        axis.plot([*angles, *angles[:1]], [*radii, *radii[:1]], line, marker="o", ms=3, color=COLOURS[colour], label=label)
+        axis.plot([*angles, *angles[:1]], [*radii, *radii[:1]], line, marker="o", ms=3, color=COLOURS[colour], label=_short(model))
+        _keep(fig, [{"series": _short(model), "x": c, "y": row[c]} for c in categories if c in row])
     axis.set_theta_zero_location("N")
     axis.set_xticks(angles, categories)
     axis.tick_params("x", pad=12)
@@ -166,7 +179,9 @@ def differences(rows: list[dict], title: str, unit: str):
         axis.plot([row["low"], row["high"]], [place, place], color=COLOURS["train"], lw=2, alpha=1.0 if sure else 0.45)
         axis.plot(row["difference"], place, "o", color=COLOURS["train"] if sure else "white", mec=COLOURS["train"])
     axis.axvline(0, color="#555555", lw=0.8)
-    axis.set_yticks(range(len(rows)), [f"{r['variant']} against {r['against']}" for r in reversed(rows)], fontsize=8)
+    names = [f"{r['variant']} against {r['against']}" for r in rows]
+    axis.set_yticks(range(len(rows)), names[::-1], fontsize=8)
+    _keep(fig, [{"x": r["difference"], "y": name, "low": r["low"], "high": r["high"]} for name, r in zip(names, rows)])
     axis.set(title=title, xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
     return fig
 
@@ -180,7 +195,9 @@ def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int 
     for name, some in values.items():
         if some:
             weights = [1 / len(some)] * len(some)
-            axis.hist(some, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=f"{name} (n = {len(some)})")
+            label = f"{name} (n = {len(some)})"
+            heights, _, _ = axis.hist(some, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=label)
+            _keep(fig, [{"series": label, "x": edge, "y": height} for edge, height in zip(edges, [*heights, 0])])
     axis.set(title=title, xlabel=unit, ylabel="share of rows")
     if everything:
         axis.legend(frameon=False, fontsize=8)
@@ -193,8 +210,10 @@ def lengths(values: dict[str, list[int]], max_length: int, title: str):
 
     fig = histograms(values, title, "tokens a row")
     axis = fig.axes[0]
-    axis.axvline(max_length, color=COLOURS["validation"], label=f"max_length ({max_length})")
-    axis.axvline(AUTHORS_CUT, color=COLOURS["other"], linestyle="--", label=f"the authors' cut ({AUTHORS_CUT})")
+    limits = {f"max_length ({max_length})": max_length, f"the authors' cut ({AUTHORS_CUT})": AUTHORS_CUT}
+    for (label, limit), colour, line in zip(limits.items(), ("validation", "other"), LINES):
+        axis.axvline(limit, color=COLOURS[colour], linestyle=line, label=label)
+    _keep(fig, [{"series": label, "x": limit} for label, limit in limits.items()])
     axis.legend(fontsize=8, edgecolor="none")  # over the lines where they meet
     return fig
 

@@ -4,6 +4,8 @@ those who cannot see them."""
 import base64
 import html
 import io
+import math
+import re
 
 
 def table(rows: list[dict], columns: list[str] | None = None, caption: str = "", limit: int = 12) -> None:
@@ -138,17 +140,45 @@ def figure(fig, alt: str, caption: str = "") -> None:
 
 def figure_html(fig, alt: str, caption: str = "", provenance: str = "#provenance") -> str:
     """An embedded image; below it the caption, its data as csv, and a link to where its numbers come from."""
-    from .figure_data import download_link
-
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata={"Software": None})
-    link = download_link(fig)
+    link = _download_link(fig)
     _close(fig)
     data = base64.b64encode(buffer.getvalue()).decode()
     origin = f'<a href="{html.escape(provenance, quote=True)}">provenance</a>'
     links = ("· " if caption else "") + (f"{link} · " if link else "") + origin
     image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(alt, quote=True)}">'
     return f"<figure>{image}<figcaption>{html.escape(caption)} <span class='links'>{links}</span></figcaption></figure>"
+
+
+COLUMNS = ("panel", "series", "x", "y", "low", "high")
+
+
+def figure_csv(fig) -> str:
+    """The numbers that a chart keeps in `fig.rows`, as csv. Text that a spreadsheet would take for a formula gets a ' before it."""
+    import csv
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _csv_cell(value) for key, value in row.items()} for row in getattr(fig, "rows", ()))
+    return text.getvalue()
+
+
+def _csv_cell(value) -> str:
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return f"{value:.10g}" if math.isfinite(value) else ""
+
+
+def _download_link(fig) -> str:
+    """A link that holds the csv itself; empty for a figure without values."""
+    if not getattr(fig, "rows", ()):
+        return ""
+    title = fig.get_suptitle() or next((axis.get_title() for axis in fig.axes if axis.get_title()), "")
+    name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")[:60].strip("-") or "figure"
+    data = base64.b64encode(figure_csv(fig).encode()).decode()
+    return f'<a download="{name}.csv" href="data:text/csv;base64,{data}">data (csv)</a>'
 
 
 def _close(fig) -> None:

@@ -43,10 +43,9 @@ def test_each_claim_shows_every_runs_verdict(runs):
 
 def test_losses_are_overlaid_from_the_logs(runs):
     from bezoar_utils import charts
-    from bezoar_utils.figure_data import figure_rows
 
     logs = compare.loss_panels(compare.read_runs(["mini", "mine"]), compare.LOGS[0][1])
-    drawn = [(row["panel"], row["series"], row["x"], row["y"]) for row in figure_rows(charts.overlaid_losses(logs, "SFT loss"))]
+    drawn = [(row["panel"], row["series"], row["x"], row["y"]) for row in charts.overlaid_losses(logs, "SFT loss").rows]
     assert ("SFT loss", "mini, training", 1, 3) in drawn and ("SFT loss", "mine, training", 2, 2) in drawn
     assert ("SFT loss", "mini, validation", 2, 1) in drawn and ("SFT loss", "mine, validation", 2, pytest.approx(1.23456)) in drawn
 

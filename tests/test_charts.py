@@ -1,0 +1,86 @@
+"""The numbers under a figure: a chart keeps those it was given."""
+
+import base64
+import csv
+import io
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import pytest
+
+from bezoar_utils import charts, report, show
+
+KEYS = ("panel", "series", "x", "y", "low", "high")
+
+
+def kept(figure):
+    rows = [tuple(row.get(key, "") for key in KEYS) for row in figure.rows]
+    plt.close(figure)
+    return rows
+
+
+def test_bars_come_with_their_names_and_intervals():
+    values = {"base": (0.5, 0.4, 0.7), "OpenBezoar-SFT": (0.2, 0.1, 0.25)}
+    assert kept(charts.bars(values, "T", "share")) == [("", "", "base", 0.5, 0.4, 0.7), ("", "", "SFT", 0.2, 0.1, 0.25)]
+
+
+def test_groups_name_the_series_and_the_category():
+    values = {"one": {"math": 1.0, "writing": 2.0}, "two": {"math": 3.0}}
+    rows = [("one", "math", 1), ("one", "writing", 2), ("two", "math", 3)]
+    assert [row[1:4] for row in kept(charts.grouped_bars(values, "T", "grade"))] == rows
+    assert [row[1:4] for row in kept(charts.radar(values, "T", "grade", 10))] == rows
+    intervals = {"OpenBezoar-SFT": {"first turn": (1.0, 0.5, 2.0)}}
+    assert kept(charts.grouped_intervals(intervals, "T", "grade")) == [("", "first turn", "SFT", 1.0, 0.5, 2.0)]
+
+
+def test_a_difference_keeps_its_interval_and_its_name():
+    row = {"low": -1, "high": 2, "difference": 0.5, "variant": "rank 4", "against": "rank 16"}
+    assert kept(charts.differences([row], "T", "share")) == [("", "", 0.5, "rank 4 against rank 16", -1, 2)]
+
+
+def test_losses_name_the_panel_and_the_curve_and_are_those_that_were_logged():
+    logs = {
+        "lamini": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}],
+        "orca": [{"step": n, "loss": 3.0 / n} for n in (1, 2)],
+    }
+    assert [row[:4] for row in kept(charts.losses(logs, "T", smoothing=0.9))] == [
+        ("lamini", "training", 1, 2),
+        ("lamini", "validation", 2, 1.5),
+        ("orca", "training", 1, 3),
+        ("orca", "training", 2, 1.5),
+    ]
+    rows = [{"step": 1, "loss": 0.7, "logps/chosen": -3.0, "eval_loss": float("nan")}]
+    assert [row[:4] for row in kept(charts.dpo_curves(rows, "T"))] == [
+        ("loss", "training", 1, 0.7),
+        ("log-probability", "chosen, training", 1, -3.0),
+    ]
+
+
+def test_a_histogram_gives_its_edges_and_a_line_its_place():
+    rows = [row[1:4] for row in kept(charts.lengths({"lamini": [1, 2, 3, 3]}, 192, "T"))]
+    heights = zip((1, 2, 3, 4), (0.25, 0.25, 0.5, 0))
+    assert rows[:4] == [("lamini (n = 4)", edge, height) for edge, height in heights] and ("max_length (192)", 192, "") in rows
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-x", "@SUM(A1)", "\tx"])
+def test_text_is_no_formula_and_a_negative_number_stays_one(name):
+    figure = charts.grouped_bars({name: {"math": -2.5}}, "T", "grade")
+    (row,) = csv.DictReader(io.StringIO(show.figure_csv(figure)))
+    plt.close(figure)
+    assert (row["series"], row["y"]) == (f"'{name}", "-2.5")
+
+
+def test_the_csv_under_a_figure_survives_cleaning_and_holds_what_is_drawn():
+    markup = show.figure_html(charts.bars({"base": (0.5, 0.4, 0.7)}, "Answers: <found>", "share"), "alt", "n = 3")
+    markup = report.clean_output(markup)
+    link = markup[markup.index('<a download="answers-found.csv" href="data:text/csv;base64,') :].split('"')
+    text = base64.b64decode(link[3].removeprefix("data:text/csv;base64,")).decode()
+    assert text == "panel,series,x,y,low,high\n,,base,0.5,0.4,0.7\n"
+    assert markup.endswith('>data (csv)</a> · <a href="#provenance">provenance</a></span></figcaption></figure>')
+
+
+def test_a_figure_without_values_has_no_download():
+    figure, _ = plt.subplots()
+    assert "csv" not in show.figure_html(figure, "nothing")
