@@ -110,11 +110,7 @@ def preference_trainer(model, tokenizer, training: list[dict], validation: list[
     from datasets import Dataset
 
     method, common = _method(recipe), arguments(recipe, folder, seed) | {"beta": recipe["beta"]}
-    if recipe["bucketing"] and method not in REFERENCE_FREE:
-        training, validation = _with_lengths(training), _with_lengths(validation)
-        common["remove_unused_columns"] = False  # or the samplers would not see the lengths
     if method in REFERENCE_FREE:
-        common.pop("train_sampling_strategy", None)  # their collators take no lengths
         trainer, settings = _reference_free(model, recipe, common, lora)
         training, validation = _whole_sequences(training), _whole_sequences(validation)
     elif method == "tr_dpo":
@@ -178,11 +174,6 @@ def _all_trainable(model):
     if getattr(model, "is_loaded_in_4bit", False):
         model = dequantised(model)
     return model.to(torch.float32).requires_grad_(True)
-
-
-def _with_lengths(pairs: list[dict]) -> list[dict]:
-    longest = [max(len(pair["chosen_ids"]), len(pair["rejected_ids"])) for pair in pairs]
-    return [pair | {"length": len(pair["prompt_ids"]) + reply} for pair, reply in zip(pairs, longest)]
 
 
 def _whole_sequences(pairs: list[dict]) -> list[dict]:

@@ -246,7 +246,6 @@ class Recipe(Section):
     epochs: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
     accumulation: Positive
-    bucketing: bool
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"]
     max_length: Annotated[int, Field(ge=16)]
     log_every: Positive
@@ -254,7 +253,6 @@ class Recipe(Section):
     validation_share: Annotated[float, Field(gt=0, lt=1)]
     split_seed: Count
     gradient_checkpointing: bool
-    tracker: Literal["none", "tensorboard", "trackio", "wandb"]
 
     @model_validator(mode="after")
     def warmup_fits(self):

@@ -316,7 +316,8 @@ def headline_figures(records: dict) -> list:
             chart = charts.bars({name: (m["value"], m["low"], m["high"]) for name, m in shown.items()}, title, unit, top)
             alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in shown.items())
             n = next(iter(shown.values()))["n"]
-            caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with 95 % intervals"
+            confidence = records[stage]["parameters"]["intervals"]["confidence"]
+            caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with {confidence:.0%} intervals"
             origin = f"{stage}.html#provenance"
             figures.append(Markup(figure_html(chart, alt, caption, origin)))  # noqa: S704 escaped there
     return figures

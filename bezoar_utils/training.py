@@ -57,12 +57,12 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
-        "report_to": recipe["tracker"],
+        "report_to": "none",
         "disable_tqdm": True,
         "log_level": "error",
         "seed": seed,
         "data_seed": seed,
-    } | ({"train_sampling_strategy": "group_by_length"} if recipe["bucketing"] else {})
+    }
 
 
 def usable_optimizer(name: str) -> str:
@@ -75,9 +75,9 @@ def usable_optimizer(name: str) -> str:
 def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
     """Train to the end, from the newest complete checkpoint of the trainer's folder if there is one: (model, log).
 
-    A training that was finished there before is not done again. The log has a row a logged step, steps before a kill
-    included, none twice. Raises TrainingError when the loss is not
-    finite, the adapter is not float32 at the end, the warmup outlasts the training, or the disk is full.
+    A training that was finished there before is not done again. The log has a row a logged step, steps before a kill included,
+    none twice. Raises TrainingError when the loss is not finite, the adapter is not float32 at the end, the warmup outlasts the
+    training, or the disk is full.
     """
     from peft import PeftModel
     from transformers import PrinterCallback

@@ -10,7 +10,6 @@ from bezoar_utils import dpo, models, training
 from bezoar_utils.template import render_prompt
 
 RECIPE = {
-    "bucketing": False,
     "method": "dpo",
     "beta": 0.1,
     "nll_weight": 0.0,
@@ -29,7 +28,6 @@ RECIPE = {
     "log_every": 1,
     "validate_every": 5,
     "gradient_checkpointing": False,
-    "tracker": "none",
 }
 PAIRS = [
     {"prompt": render_prompt(f"Say number {i}."), "chosen": "Sure: yes" + " again" * (i % 4), "rejected": "Whatever: no"}
@@ -339,16 +337,3 @@ def test_a_log_prob_that_is_no_number_is_an_error(keep, model_folder, pairs, tmp
     with pytest.raises(training.TrainingError, match="not finite"):
         keep(model, pairs)
     assert not (tmp_path / "reference.json").exists()
-
-
-@pytest.mark.parametrize("method", ["dpo", "ipo", "simpo", "orpo"])
-def test_pairs_of_like_length_can_share_a_batch_where_the_method_allows_it(
-    method, model_folder, quantisation, lora, tokenizer, tmp_path
-):
-    pairs = [p | {"chosen": p["chosen"] + " word" * (7 * (i % 4))} for i, p in enumerate(PAIRS)]
-    examples, _ = dpo.dpo_examples(tokenizer, pairs, 256)
-    recipe = RECIPE | {"method": method, "bucketing": True, "steps": 2, "validate_every": 2}
-    model = models.load_model(model_folder, quantisation)
-    settings = {"lora": lora, "folder": tmp_path, "seed": 0, "progress": lambda *_: None}
-    _, log = dpo.train_dpo(model, tokenizer, examples[4:], examples[:4], recipe, **settings)
-    assert sum("loss" in row for row in log) == 2

@@ -7,13 +7,11 @@ from bezoar_utils.template import render_prompt
 
 RECIPE = {
     "loss_on": "completion",
-    "bucketing": False,
     "learning_rate": 5e-3,
     "schedule": "linear",
     "warmup_steps": 1,
     "steps": 6,
     "epochs": None,
-    "tracker": "none",
     "batch_size": 4,
     "accumulation": 1,
     "optimizer": "adamw_torch",
@@ -285,19 +283,3 @@ def test_what_is_saved_names_no_path(trained, speaking_folder, quantisation, tok
     models.save_model(merged, models.load_tokenizer(speaking_folder), tmp_path)
     for path in tmp_path.glob("*.json"):
         assert str(speaking_folder) not in path.read_text(), path.name
-
-
-def test_bucketing_changes_which_rows_share_a_batch_and_nothing_else(model_folder, quantisation, lora, tokenizer, tmp_path):
-    rows = [{"prompt": r["prompt"], "response": "number " * (1 + 5 * (i % 4)) + str(i)} for i, r in enumerate(ROWS)]
-    examples, _ = sft.sft_examples(tokenizer, rows, RECIPE)
-    settings = {"lora": lora, "responses": {r["response"] for r in rows}, "seed": 0, "progress": nothing}
-    logs = []
-    for bucketing in (False, True):
-        torch.manual_seed(0)
-        recipe = RECIPE | {"bucketing": bucketing, "steps": 3}
-        model = models.load_model(model_folder, quantisation)
-        logs.append(
-            sft.train_sft(model, tokenizer, examples, examples[:4], recipe, folder=tmp_path / str(bucketing), **settings)[1]
-        )
-    plain, bucketed = ([row["num_tokens"] for row in log if "loss" in row] for log in logs)
-    assert len(plain) == len(bucketed) == 3 and plain != bucketed

@@ -28,7 +28,6 @@ RECIPE = {
     "beta": 0.1,
     "nll_weight": 0.0,
     "loss_on": "completion",
-    "bucketing": False,
     "learning_rate": 5e-3,
     "schedule": "linear",
     "warmup_steps": 2,
@@ -43,7 +42,6 @@ RECIPE = {
     "validation_share": 0.25,
     "split_seed": 42,
     "gradient_checkpointing": False,
-    "tracker": "none",
 }
 LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj"]}
 NF4 = {"type": "nf4", "double": True, "compute_dtype": "auto"}
