@@ -158,10 +158,10 @@ def figure_csv(fig) -> str:
     """The numbers that a chart keeps in `fig.rows`, as csv. Text that a spreadsheet would take for a formula gets a ' before it."""
     import csv
 
-    text = io.StringIO()
+    text, only_panel = io.StringIO(), fig.axes[0].get_title()
     writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _csv_cell(value) for key, value in row.items()} for row in getattr(fig, "rows", ()))
+    writer.writerows({key: _csv_cell(value) for key, value in ({"panel": only_panel} | row).items()} for row in fig.rows)
     return text.getvalue()
 
 

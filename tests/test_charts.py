@@ -77,7 +77,7 @@ def test_the_csv_under_a_figure_survives_cleaning_and_holds_what_is_drawn():
     markup = report.clean_output(markup)
     link = markup[markup.index('<a download="answers-found.csv" href="data:text/csv;base64,') :].split('"')
     text = base64.b64decode(link[3].removeprefix("data:text/csv;base64,")).decode()
-    assert text == "panel,series,x,y,low,high\n,,base,0.5,0.4,0.7\n"
+    assert text == "panel,series,x,y,low,high\nAnswers: <found>,,base,0.5,0.4,0.7\n"
     assert markup.endswith('>data (csv)</a> · <a href="#provenance">provenance</a></span></figcaption></figure>')
 
 
