@@ -73,7 +73,7 @@ def opened_in_order(tmp_path_factory):
         "--nbval-kernel-name=python3",
         *map(str, NOTEBOOKS),
     ]
-    return folder, environment, subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    return folder, environment, subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 @pytest.mark.slow
