@@ -15,6 +15,7 @@ def _axes(width=7.0, height=3.6, columns=1, lines=1, projection=None):
 
     kind = {"projection": projection}
     fig, axes = plt.subplots(lines, columns, figsize=(width, height), squeeze=False, layout="constrained", subplot_kw=kind)
+    fig.rows = []
     for axis in axes.flat:
         axis.grid(alpha=0.25)
         if projection is None:
@@ -86,11 +87,7 @@ def _line(axis, rows: list[dict], column: str, *style, smoothing: float = 0.0, *
     if points:
         steps, values = zip(*points)
         axis.plot(steps, smooth(values, smoothing), *style, **looks)
-    _keep(axis.figure, [{"panel": axis.get_title(), "series": looks["label"], "x": x, "y": y} for x, y in points])
-
-
-def _keep(fig, rows: list[dict]) -> None:
-    fig.rows = [*getattr(fig, "rows", ()), *rows]
+    axis.figure.rows += [{"panel": axis.get_title(), "series": looks["label"], "x": x, "y": y} for x, y in points]
 
 
 def _short(model: str) -> str:
@@ -105,7 +102,7 @@ def bars(values: dict[str, tuple[float, float, float]], title: str, unit: str, t
     errors = [[values[n][0] - values[n][1] for n in names], [values[n][2] - values[n][0] for n in names]]
     axis.bar(range(len(names)), means, yerr=errors, capsize=4, color=COLOURS["train"], alpha=0.85)
     axis.set_xticks(range(len(names)), [_short(n) for n in names])
-    _keep(fig, [{"x": _short(n), "y": mean, "low": low, "high": high} for n, (mean, low, high) in values.items()])
+    fig.rows += [{"x": _short(n), "y": mean, "low": low, "high": high} for n, (mean, low, high) in values.items()]
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     return fig
 
@@ -119,7 +116,7 @@ def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top
     for number, (model, row) in enumerate(values.items()):
         places = [i + (number - (len(values) - 1) / 2) * width for i in range(len(categories))]
         axis.bar(places, [row.get(c, 0) for c in categories], width, label=_short(model), color=shades[number % 4])
-        _keep(fig, [{"series": _short(model), "x": category, "y": value} for category, value in row.items()])
+        fig.rows += [{"series": _short(model), "x": category, "y": value} for category, value in row.items()]
     axis.set_xticks(range(len(categories)), categories)
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     axis.legend(frameon=False, ncols=2, fontsize=8)
@@ -134,12 +131,11 @@ def grouped_intervals(
     parts = list(dict.fromkeys(part for row in values.values() for part in row))
     width = 0.8 / max(1, len(parts))
     for number, (part, colour) in enumerate(zip(parts, (COLOURS["train"], COLOURS["validation"], COLOURS["other"]), strict=False)):
-        there = [(place, row[part]) for place, row in enumerate(values.values()) if part in row]
-        named = [(_short(model), *row[part]) for model, row in values.items() if part in row]
-        _keep(fig, [{"series": part, "x": x, "y": mean, "low": low, "high": high} for x, mean, low, high in named])
-        places = [place + (number - (len(parts) - 1) / 2) * width for place, _ in there]
-        reach = [[mean - low for _, (mean, low, _) in there], [high - mean for _, (mean, _, high) in there]]
-        heights = [mean for _, (mean, _, _) in there]
+        there = [(place, _short(model), *row[part]) for place, (model, row) in enumerate(values.items()) if part in row]
+        places = [place + (number - (len(parts) - 1) / 2) * width for place, *_ in there]
+        reach = [[mean - low for _, _, mean, low, _ in there], [high - mean for _, _, mean, _, high in there]]
+        heights = [mean for _, _, mean, _, _ in there]
+        fig.rows += [{"series": part, "x": x, "y": mean, "low": low, "high": high} for _, x, mean, low, high in there]
         axis.bar(places, heights, width, yerr=reach, capsize=4, label=part, color=colour, alpha=0.85)
     axis.set_xticks(range(len(values)), [_short(model) for model in values])
     axis.set(title=title, ylabel=unit, ylim=(bottom, top))
@@ -161,7 +157,7 @@ def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float
     for (model, row), colour, line in zip(values.items(), colours, LINES, strict=False):
         radii = [row.get(c, math.nan) for c in categories]
         axis.plot([*angles, *angles[:1]], [*radii, *radii[:1]], line, marker="o", ms=3, color=COLOURS[colour], label=_short(model))
-        _keep(fig, [{"series": _short(model), "x": c, "y": row[c]} for c in categories if c in row])
+        fig.rows += [{"series": _short(model), "x": c, "y": row[c]} for c in categories if c in row]
     axis.set_theta_zero_location("N")
     axis.set_xticks(angles, categories)
     axis.tick_params("x", pad=12)
@@ -181,7 +177,7 @@ def differences(rows: list[dict], title: str, unit: str):
     axis.axvline(0, color="#555555", lw=0.8)
     names = [f"{r['variant']} against {r['against']}" for r in rows]
     axis.set_yticks(range(len(rows)), names[::-1], fontsize=8)
-    _keep(fig, [{"x": r["difference"], "y": name, "low": r["low"], "high": r["high"]} for name, r in zip(names, rows)])
+    fig.rows += [{"x": r["difference"], "y": name, "low": r["low"], "high": r["high"]} for name, r in zip(names, rows)]
     axis.set(title=title, xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
     return fig
 
@@ -197,7 +193,7 @@ def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int 
             weights = [1 / len(some)] * len(some)
             label = f"{name} (n = {len(some)})"
             heights, _, _ = axis.hist(some, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=label)
-            _keep(fig, [{"series": label, "x": edge, "y": height} for edge, height in zip(edges, [*heights, 0])])
+            fig.rows += [{"series": label, "x": edge, "y": height} for edge, height in zip(edges, [*heights, 0])]
     axis.set(title=title, xlabel=unit, ylabel="share of rows")
     if everything:
         axis.legend(frameon=False, fontsize=8)
@@ -210,10 +206,11 @@ def lengths(values: dict[str, list[int]], max_length: int, title: str):
 
     fig = histograms(values, title, "tokens a row")
     axis = fig.axes[0]
-    limits = {f"max_length ({max_length})": max_length, f"the authors' cut ({AUTHORS_CUT})": AUTHORS_CUT}
-    for (label, limit), colour, line in zip(limits.items(), ("validation", "other"), LINES):
+    limits = [("max_length", max_length, "validation", "-"), ("the authors' cut", AUTHORS_CUT, "other", "--")]
+    for name, limit, colour, line in limits:
+        label = f"{name} ({limit})"
         axis.axvline(limit, color=COLOURS[colour], linestyle=line, label=label)
-    _keep(fig, [{"series": label, "x": limit} for label, limit in limits.items()])
+        fig.rows.append({"series": label, "x": limit})
     axis.legend(fontsize=8, edgecolor="none")  # over the lines where they meet
     return fig
 

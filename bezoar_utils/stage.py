@@ -123,7 +123,7 @@ class Stage:
 
     def reporter(self, what: str):
         """`progress(done, total)` for a helper that knows how far it is but not in which stage."""
-        return lambda done, total, more="": self.progress(done, total, what + more)
+        return lambda done, total: self.progress(done, total, what)
 
     def finish(self) -> None:
         """Record everything; the last cell of each chapter. Interactive runs become done here, others by the runner."""

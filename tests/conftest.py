@@ -5,13 +5,15 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["GOMP_SPINCOUNT"] = "0"  # as make has it; beside other work a step of `tiny` took 1.16 s instead of 0.03 s without
 
 import random
 
 import pytest
 
 from bezoar_utils.miniature import corpus, pretrain, world
+from bezoar_utils.run import WAITING
+
+os.environ |= WAITING  # before torch; beside other work a step of `tiny` took 1.16 s without, 0.03 s with it
 
 
 def pytest_collection_modifyitems(config, items):
