@@ -81,7 +81,7 @@ lock: ## pin requirements/*.in anew (needs uv; for maintainers)
 # ---------------------------------------------------------------------------------------------------------------- the study
 reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mini: 10 to 20 minutes; again: nothing to do)
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) stages
-	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
+	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
 ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
@@ -102,25 +102,25 @@ FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: some nine minutes more); with SEEDS=3 over three trainings each
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
-	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --if-changed
+	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 .PHONY: ablations-stage
 ablations-stage: $(APART:%=$(RUN)/%/stage.json)
 
 report: setup ## render the finished stages as HTML, without running anything
-	@$(PY) -m bezoar_utils.report --profile $(PROFILE)
+	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE)
 
 compare: setup ## RUNS="mini mine" side by side: parameters, metrics, verdicts, losses; writes reports/compare/
-	@$(PY) -m bezoar_utils.compare $(RUNS)
+	@$(PY) -m bezoar_utils.report.compare $(RUNS)
 
 reference: setup ## make this profile's report the committed one, and put its numbers into README.md and REPRODUCING.md (for maintainers)
-	@$(PY) -m bezoar_utils.report --profile $(PROFILE) --reference
+	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --reference
 
 plan: setup ## what would run and why; calls, tokens, cost, GPU memory and time, before anything is spent; why it cannot work
 	@$(STUDY) plan $(FOR)
 
 doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys, hub, endpoints
-	@$(PY) -m bezoar_utils.doctor $(PROFILE)
+	@$(PY) -m bezoar_utils.planning.doctor $(PROFILE)
 
 rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
 	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
@@ -133,10 +133,10 @@ verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)
 
 check-reference: setup ## compare this profile's metrics with the committed reference's, within stated tolerances
-	@$(PY) -m bezoar_utils.reference --profile $(PROFILE)
+	@$(PY) -m bezoar_utils.report.reference --profile $(PROFILE)
 
 publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name would upload; with CONFIRM=yes upload it (HF_TOKEN)
-	@$(PY) -m bezoar_utils.publish --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --repo "$(REPO)" $(if $(filter yes,$(CONFIRM)),--confirm)
+	@$(PY) -m bezoar_utils.report.publish --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --repo "$(REPO)" $(if $(filter yes,$(CONFIRM)),--confirm)
 
 # --------------------------------------------------------------------------------------------------------------- around it
 lab: setup ## open JupyterLab with the kernel ready

@@ -74,7 +74,7 @@ def main() -> None:
 
 def hh_pairs(world, n: int, rng: random.Random) -> list[dict]:
     """Pairs as the DPO chapter has them: from dialogs of one or two turns."""
-    from bezoar_utils import preferences
+    from bezoar_utils.data import preferences
     from bezoar_utils.miniature import corpus
 
     pairs, _ = preferences.preference_pairs(corpus.preference_rows(world, 2 * n, rng, held_out=False))
@@ -82,7 +82,7 @@ def hh_pairs(world, n: int, rng: random.Random) -> list[dict]:
 
 
 def tokenised(case: Case, pairs: list[dict]) -> list[dict]:
-    from bezoar_utils.dpo import dpo_examples
+    from bezoar_utils.training.dpo import dpo_examples
 
     examples, dropped = dpo_examples(case.tokenizer, pairs, 512)
     assert not any(dropped.values()), dropped
@@ -95,7 +95,7 @@ def length_of(example: dict) -> int:
 
 def reference_log_probs(case: Case, model, examples: list[dict]) -> list[dict]:
     """The pairs with the reference's log-probs beside them: what a stage computes once and keeps on disk."""
-    from bezoar_utils.dpo import pair_log_probs
+    from bezoar_utils.training.dpo import pair_log_probs
 
     values = pair_log_probs(model, case.tokenizer, examples)
     return [e | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected} for e, (chosen, rejected) in zip(examples, values)]
@@ -107,7 +107,7 @@ def trainer_for(way: Way, case: Case, pairs: list[dict], seed: int):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from bezoar_utils import dpo, models
+    from bezoar_utils.training import dpo, models
 
     model = load_model(way, case)
     examples = [e | {"length": length_of(e)} for e in tokenised(case, pairs)] if way.tokenised else pairs

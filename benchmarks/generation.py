@@ -27,7 +27,8 @@ RARER_END = -7.0  # added to the end of text's logit
 
 def main() -> None:
     sys.path.insert(0, str(HOME))
-    from bezoar_utils import files, models
+    from bezoar_utils.study import files
+    from bezoar_utils.training import models
 
     run = HOME / "runs" / (sys.argv[1] if len(sys.argv) > 1 else "mini")
     if not (run / "12_evol_instruct" / "stage.json").exists():
@@ -45,7 +46,7 @@ def main() -> None:
 
 def compare(what: str, model, tokenizer, prompts: list[str]) -> dict[str, float]:
     """How many times as fast the study's way is as each other one, in the best of `TURNS` turns; all of them are printed."""
-    from bezoar_utils.generation import count_tokens, generate
+    from bezoar_utils.training.generation import count_tokens, generate
 
     ways = {
         "one at a time": lambda: plain(model, tokenizer, prompts[:SAMPLED_ALONE], 1),
@@ -73,7 +74,8 @@ def compare(what: str, model, tokenizer, prompts: list[str]) -> dict[str, float]
 
 def mixed_prompts(run: Path) -> list[str]:
     """What the three data chapters ask the teacher, in a seeded random order."""
-    from bezoar_utils import evol, files, lamini, orca
+    from bezoar_utils.schemes import evol, lamini, orca
+    from bezoar_utils.study import files
 
     rng = random.Random(1)
     seeds = [row["instruction"] for row in files.read_table(run / "00_miniature" / "seeds.parquet")]

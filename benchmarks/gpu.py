@@ -120,7 +120,7 @@ def prepare(folder: Path, on_gpu: bool, compiled: bool = False) -> Machine:
     from transformers import AutoModelForCausalLM, LlamaConfig
     from transformers.utils import is_flash_attn_2_available
 
-    from bezoar_utils import models
+    from bezoar_utils.training import models
 
     quiet()
     models.prepare_torch(threads=torch.get_num_threads() if on_gpu else 1, seed=1)
@@ -173,7 +173,7 @@ def arguments_for(machine: Machine, setting: Setting, steps: int) -> dict:
     """The setting's own over what all share. Packs of the context's length take the place of the rows that fit into them."""
     import torch
 
-    from bezoar_utils.precision import trainer_flags
+    from bezoar_utils.training.precision import trainer_flags
 
     micro, pack = min(setting.micro_batch, machine.rows_a_step), machine.shape["max_position_embeddings"]
     accumulation, packed = machine.rows_a_step // micro, setting.arguments.get("packing", False)
@@ -228,7 +228,7 @@ def run(machine: Machine, setting: Setting, steps: int) -> dict:
     """Tokens a second over the timed steps, the reference's pass charged to one epoch, and peak memory in GiB."""
     import torch
 
-    from bezoar_utils import models
+    from bezoar_utils.training import models
 
     forget()
     rows = rows_for(machine, setting, steps)
@@ -250,7 +250,7 @@ def run(machine: Machine, setting: Setting, steps: int) -> dict:
 
 def with_reference(machine: Machine, setting: Setting, model, rows: list[dict]) -> tuple[list[dict], float]:
     """(pairs with the reference's log-probs, seconds a token of that pass)."""
-    from bezoar_utils.dpo import pair_log_probs
+    from bezoar_utils.training.dpo import pair_log_probs
 
     began = time.perf_counter()
     values = pair_log_probs(model, machine.tokenizer, rows, setting.micro_batch)
@@ -264,7 +264,7 @@ def trainer_for(machine: Machine, setting: Setting, model, rows: list[dict], ste
     from transformers import PrinterCallback
     from trl import DPOConfig, SFTConfig, SFTTrainer
 
-    from bezoar_utils import dpo, models
+    from bezoar_utils.training import dpo, models
 
     arguments = arguments_for(machine, setting, steps)
     if setting.kind == "sft":

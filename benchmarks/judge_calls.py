@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 import openai
 
-from bezoar_utils.endpoint import Endpoint, Request
+from bezoar_utils.calls.endpoint import Endpoint, Request
 
 LATENCY_S, REFUSED, SEED, CONCURRENCY, WANTED_RATIO = 0.2, 0.01, 7, 64, 20
 SERIAL = 200

@@ -18,8 +18,8 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bezoar_utils import models, precision
-from bezoar_utils.profile import load_profile
+from bezoar_utils.study.profile import load_profile
+from bezoar_utils.training import models, precision
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 SHAPE = {

@@ -24,7 +24,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HOME))
 
-from bezoar_utils.training import supervised_positions_only
+from bezoar_utils.training.loop import supervised_positions_only
 
 WANTED, ROWS, ROUNDS, BATCH = 1.5, 320, 3, 16
 # bfloat16 rounds at 0.4 %; TRL keeps the adapter in it, the study in float32
@@ -103,9 +103,9 @@ def be_quiet() -> None:
 
 def small_case(folder: Path, profile: str = "mini", documents: int = 3000) -> Case:
     """The miniature's tokenizer and a model of its size with random weights, saved as a stage saves them."""
-    from bezoar_utils import models
     from bezoar_utils.miniature import corpus, pretrain, world
-    from bezoar_utils.profile import load_profile
+    from bezoar_utils.study.profile import load_profile
+    from bezoar_utils.training import models
 
     profile = load_profile(profile)
     models.prepare_torch(profile.threads, profile.seed)
@@ -122,9 +122,9 @@ def small_case(folder: Path, profile: str = "mini", documents: int = 3000) -> Ca
 def scheme_rows(world, n: int, rng: random.Random) -> list[dict]:
     """Rows of `prompt` and `response` as the three schemes leave them, in turn: they differ in length mostly by their system
     messages, wishes and explanations."""
-    from bezoar_utils import orca
+    from bezoar_utils.data.template import render_prompt
     from bezoar_utils.miniature import corpus
-    from bezoar_utils.template import render_prompt
+    from bezoar_utils.schemes import orca
 
     def lamini(item):
         return corpus.instruction_for(item, rng), "", item.answer
@@ -147,7 +147,7 @@ def scheme_rows(world, n: int, rng: random.Random) -> list[dict]:
 
 
 def tokenised(case: Case, rows: list[dict]) -> list[dict]:
-    from bezoar_utils.labels import sft_example
+    from bezoar_utils.training.labels import sft_example
 
     return [sft_example(case.tokenizer, row["prompt"], row["response"], 512, "completion") for row in rows]
 
@@ -161,7 +161,7 @@ def trainer_for(way: Way, case: Case, rows: list[dict], seed: int):
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from bezoar_utils import models
+    from bezoar_utils.training import models
 
     texts = [{"prompt": row["prompt"], "completion": row["response"]} for row in rows]
     data = Dataset.from_list(tokenised(case, rows) if way.tokenised else texts)
@@ -179,7 +179,7 @@ def trainer_for(way: Way, case: Case, rows: list[dict], seed: int):
 
 
 def load_model(way: Way, case: Case):
-    from bezoar_utils import models
+    from bezoar_utils.training import models
 
     model = models.load_model(case.folder / "model", case.profile.quantisation.model_dump())
     if way.attention:
@@ -191,7 +191,7 @@ def shared_arguments(case: Case, section: str, seed: int) -> dict:
     """What both sides are given: the profile's learning rate, optimizer and precision, one epoch, nothing saved on the way."""
     import torch
 
-    from bezoar_utils.precision import trainer_flags
+    from bezoar_utils.training.precision import trainer_flags
 
     recipe = getattr(case.profile, section)
     return trainer_flags() | {
@@ -235,7 +235,7 @@ def rounds_of(trainer_for, ways, case: Case, rows: list[dict], amount: int, roun
 
 def compare(case: Case, rows: list[dict]) -> dict[str, tuple[float, float]]:
     """{what: (value of TRL's way, value of the study's way)}, a gradient's difference being given as (0, relative)."""
-    from bezoar_utils import models, sft
+    from bezoar_utils.training import models, sft
 
     theirs, ours = trainer_for(DEFAULTS, case, rows, 0), trainer_for(STUDY, case, rows, 0)
     columns = ("input_ids", "labels")

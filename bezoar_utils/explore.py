@@ -8,12 +8,14 @@ from pathlib import Path
 
 import yaml
 
-from . import benchmarks, files, hygiene, mt_bench, sources
-from .endpoint import Reply
-from .judge import Verdict, read_verdict
-from .profile import PROFILES, ROOT, STAGES, ProfileError, load_profile
-from .stage import RUNS, Stage, StageError, finished_folder
-from .template import clean_response, render_prompt
+from .calls.endpoint import Reply
+from .calls.judge import Verdict, read_verdict
+from .data import filters, sources
+from .data.template import clean_response, render_prompt
+from .evaluation import benchmarks, mt_bench
+from .study import files
+from .study.profile import PROFILES, ROOT, STAGES, ProfileError, load_profile
+from .study.stage import RUNS, Stage, StageError, finished_folder
 
 SCHEMES = {"10_lamini": "lamini", "11_orca": "orca", "12_evol_instruct": "evol"}
 NEEDED = (*SCHEMES, "20_judge_filter", "30_sft", "40_hh_sft", "50_dpo")
@@ -50,7 +52,7 @@ def parameters(run: Stage, stage: str) -> dict:
 
 def checkpoints(run: Stage) -> dict[str, Path]:
     """Name -> folder, from the base to the aligned model."""
-    from .models import locate_checkpoints
+    from .training.models import locate_checkpoints
 
     wanted = load_profile(run.profile).model_dump()["checkpoints"]
     return {name: folder for name, (folder, _) in locate_checkpoints(run, wanted).items()}
@@ -59,14 +61,14 @@ def checkpoints(run: Stage) -> dict[str, Path]:
 @cache
 def load(path: Path) -> tuple:
     """(model, tokenizer), loaded once."""
-    from . import models
+    from .training import models
 
     return models.load_model(path), models.load_tokenizer(path)
 
 
 def reply(path: Path, question: str, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 40) -> str:
     """A checkpoint's answer under the study's template; greedy at temperature 0."""
-    from .generation import generate
+    from .training.generation import generate
 
     settings = {"temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens}
     return clean_response(generate(*load(path), [render_prompt(question)], **settings)[0])
@@ -139,26 +141,26 @@ def hygiene_rules(run: Stage) -> dict:
     texts["two-turn questions"] = [turn for question in questions for turn in question["turns"]]
     column = values["held_out_column"]
     return {
-        "evaluation": hygiene.EvaluationIndex(texts, values["ngram"]),
+        "evaluation": filters.EvaluationIndex(texts, values["ngram"]),
         "held_out": {item[column] for items in tasks.values() for item in items} if column else set(),
         "near_duplicate": values["near_duplicate"],
     }
 
 
 def fate(row: dict, siblings: list[dict], **rules) -> str:
-    """ "accepted", or the reason in `hygiene.REASONS` under which the row was dropped.
+    """ "accepted", or the reason in `filters.REASONS` under which the row was dropped.
 
     The chapter's own code says so: it is asked about the rows before this one, then with it (a copy copies an earlier row).
     """
-    before, after = (hygiene.select(siblings[: row["number"] + more], **rules)[1] for more in (0, 1))
-    return next((reason for reason in hygiene.REASONS if after[reason] > before[reason]), "accepted")
+    before, after = (filters.select(siblings[: row["number"] + more], **rules)[1] for more in (0, 1))
+    return next((reason for reason in filters.REASONS if after[reason] > before[reason]), "accepted")
 
 
 def batch_of(tokenizer, row: dict, recipe: dict) -> dict:
     """The row as the SFT trainer would see it, a batch of one. Raises TrainingError when it is longer than `max_length`."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from .sft import sft_examples
+    from .training.sft import sft_examples
 
     text = {"prompt": render_prompt(row["instruction"], row["system"]), "response": row["response"]}
     return DataCollatorForLanguageModeling(tokenizer.pad_token_id)(sft_examples(tokenizer, [text], recipe)[0])

@@ -14,19 +14,12 @@ import threading
 import time
 from pathlib import Path
 
-from . import doctor, files, plan, precision, refusals
-from .pace import expected_seconds, remember_time
-from .profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
-from .stage import (
-    DRAFT,
-    KEPT,
-    NOTEBOOKS,
-    RUNS,
-    StageError,
-    notebook_hash,
-    stale_reason,
-    verify,
-)
+from .planning import doctor, plan, preflight
+from .study import files
+from .study.pace import expected_seconds, remember_time
+from .study.profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile, stage_parameters
+from .study.stage import DRAFT, KEPT, NOTEBOOKS, RUNS, StageError, notebook_hash, stale_reason, verify
+from .training import precision
 
 CELL_TIMEOUT_S = 24 * 3600  # papermill has none by default; a hung cell must not hang a rented GPU for ever
 START_TIMEOUT_S = 180
@@ -83,9 +76,9 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     )
     refused, unanswered = doctor.hub_refusals(profile)
     unasked = ["the hub does not answer, so whether its models and sets are there and open was not seen"] * unanswered
-    for note in [*refusals.notes(profile), *unasked]:
+    for note in [*preflight.notes(profile), *unasked]:
         print(f"note: {note}", flush=True)
-    reasons = [*refusals.impossible(profile), *refusals.unpaid(profile_name, profile), *refused]
+    reasons = [*preflight.impossible(profile), *preflight.unpaid(profile_name, profile), *refused]
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     return 2 if reasons else 0
@@ -319,7 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
             return show_plan(options.profile, dag)
         elif options.command == "stale":
             profile = load_profile(options.profile)
-            refusals.require_possible(profile)
+            preflight.require_possible(profile)
             require_precision(profile)
             stale = stale_stages(options.profile, profile, dag)
             if len(stale) == len(dag) and not any((RUNS / options.profile / s).exists() for s in dag):

@@ -37,7 +37,7 @@ def tokenizer(small_world):
 
 @pytest.fixture(scope="session")
 def model_folder(tokenizer, tmp_path_factory):
-    from bezoar_utils import models
+    from bezoar_utils.training import models
 
     models.prepare_torch(threads=1, seed=0)
     folder = tmp_path_factory.mktemp("model")

@@ -3,7 +3,8 @@
 import nbformat
 import pytest
 
-from bezoar_utils import charts, files, report, show
+from bezoar_utils.report import charts, pages, show
+from bezoar_utils.study import files
 
 PAYLOAD = "<img src=x onerror=alert(1)><script>alert(2)</script><a href='javascript:alert(3)'>x</a>"
 LONG = "unbroken" * 60
@@ -49,7 +50,7 @@ def record(stage: str, parameters: dict, metrics: dict) -> dict:
         "parameters": parameters,
         "inputs": {"00_miniature/some/file.parquet": "a" * 64},
         "outputs": {"log.csv": {"sha256": "b" * 64, "bytes": 1}},
-        "code": {"bezoar_utils/show.py": "c" * 64},
+        "code": {"bezoar_utils/report/show.py": "c" * 64},
         "metrics": metrics,
         "counts": {"tokens": 1, "calls": 2, "cost_usd": 0.0},
         "versions": {"python": "3.11.7"},
@@ -81,7 +82,7 @@ def rendered(folder):
     """The folder of that run's pages."""
     write_run(folder / "runs", "small")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "RUNS", folder / "runs")
-        patch.setattr(report, "REPORTS", folder / "reports")
-        report.write_report("small")
+        patch.setattr(pages, "RUNS", folder / "runs")
+        patch.setattr(pages, "REPORTS", folder / "reports")
+        pages.write_report("small")
     return folder / "reports" / "small"

@@ -1,8 +1,9 @@
 import pytest
 
-from bezoar_utils import ablations, charts
-from bezoar_utils.profile import ProfileError, load_profile
-from bezoar_utils.stats import over_seeds
+from bezoar_utils.evaluation import ablations
+from bezoar_utils.evaluation.stats import over_seeds
+from bezoar_utils.report import charts
+from bezoar_utils.study.profile import ProfileError, load_profile
 
 INTERVALS = {"samples": 500, "confidence": 0.95}
 

@@ -2,9 +2,11 @@ import json
 
 import pytest
 
-from bezoar_utils import benchmarks, files, models
-from bezoar_utils.benchmarks import answer_found, reply_matches, strict_match
+from bezoar_utils.evaluation import benchmarks
+from bezoar_utils.evaluation.benchmarks import answer_found, reply_matches, strict_match
 from bezoar_utils.miniature import corpus
+from bezoar_utils.study import files
+from bezoar_utils.training import models
 
 INTERVALS = {"samples": 300, "confidence": 0.95}
 

@@ -7,10 +7,10 @@ from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 from test_teacher import SETTINGS
 
-from bezoar_utils import endpoint as endpoint_module
-from bezoar_utils.endpoint import EndpointError
-from bezoar_utils.judge import Judge, Verdict, judge_prompt
-from bezoar_utils.teacher import Teacher
+from bezoar_utils.calls import endpoint as endpoint_module
+from bezoar_utils.calls.endpoint import EndpointError
+from bezoar_utils.calls.judge import Judge, Verdict, judge_prompt
+from bezoar_utils.calls.teacher import Teacher
 
 CANARY = "sk-canary-4711"
 VERDICT = '{"status": "Accept", "rating": 9, "reason": "right"}'

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from bezoar_utils import cards
-from bezoar_utils.profile import load_profile, stage_parameters
-from bezoar_utils.template import DEFAULT_SYSTEM, TEMPLATE
+from bezoar_utils.data.template import DEFAULT_SYSTEM, TEMPLATE
+from bezoar_utils.report import cards
+from bezoar_utils.study.profile import load_profile, stage_parameters
 
 SEEDS = {
     "artifact": None,

@@ -5,15 +5,16 @@ import pytest
 from small_report import PAYLOAD, claim, write_run
 from test_report import live
 
-from bezoar_utils import compare, files, report
-from bezoar_utils.profile import CODE
+from bezoar_utils.report import compare, pages
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE
 
 
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(compare, "TARGET", tmp_path / "reports" / "compare")
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
     write_run(tmp_path / "runs", "mini", rate=0.001)
     write_run(tmp_path / "runs", "mine", rate=0.00123456, verdict="not shown", stages=("30_sft", "90_findings"))
     return tmp_path / "runs"
@@ -42,7 +43,7 @@ def test_each_claim_shows_every_runs_verdict(runs):
 
 
 def test_losses_are_overlaid_from_the_logs(runs):
-    from bezoar_utils import charts
+    from bezoar_utils.report import charts
 
     logs = compare.loss_panels(compare.read_runs(["mini", "mine"]), compare.LOGS[0][1])
     drawn = [(row["panel"], row["series"], row["x"], row["y"]) for row in charts.overlaid_losses(logs, "SFT loss").rows]
@@ -82,4 +83,4 @@ def test_a_wrong_request_is_one_clear_line(runs, names, words, capsys):
 def test_make_compare_passes_the_runs_on():
     command = ["make", "-n", "compare", "RUNS=mini mine", "PY=python3"]
     told = subprocess.run(command, cwd=CODE, capture_output=True, text=True, check=True).stdout
-    assert "python3 -m bezoar_utils.compare mini mine" in told
+    assert "python3 -m bezoar_utils.report.compare mini mine" in told

@@ -7,8 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bezoar_utils import doctor, memory, run
-from bezoar_utils.profile import load_profile
+from bezoar_utils import run
+from bezoar_utils.planning import doctor, memory
+from bezoar_utils.study.profile import load_profile
 
 CANARY = "sk-canary-0123456789"
 

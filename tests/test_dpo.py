@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bezoar_utils import dpo, models, training
-from bezoar_utils.template import render_prompt
+from bezoar_utils.data.template import render_prompt
+from bezoar_utils.training import dpo, loop, models
 
 RECIPE = {
     "method": "dpo",
@@ -117,7 +117,7 @@ def test_pairs_that_do_not_fit_or_are_equal_are_dropped_and_counted(tokenizer):
 
 
 def test_no_pair_left_is_a_clear_error(tokenizer):
-    with pytest.raises(training.TrainingError, match="no preference pair is left"):
+    with pytest.raises(loop.TrainingError, match="no preference pair is left"):
         dpo.dpo_examples(tokenizer, [PAIRS[0] | {"rejected": PAIRS[0]["chosen"]}], 256)
 
 
@@ -223,16 +223,16 @@ def test_a_moving_reference_trains_a_full_model_that_saves_and_loads(train, mode
 
 
 def test_an_unknown_method_is_a_clear_error(train):
-    with pytest.raises(training.TrainingError, match="method 'kto' is none of dpo, ipo, simpo, orpo, tr_dpo"):
+    with pytest.raises(loop.TrainingError, match="method 'kto' is none of dpo, ipo, simpo, orpo, tr_dpo"):
         train(method="kto")
 
 
 def test_a_reference_that_is_not_the_policy_is_caught():
     equal = {"rewards/chosen": 0.0, "rewards/rejected": 0.0, "rewards/margins": 0.0}
     for row, weight in (({"loss": 0.52, **equal}, 0.0), ({"loss": 1.3, **equal, "rewards/margins": 0.1}, 0.2)):
-        with pytest.raises(training.TrainingError, match="not ln 2"):
+        with pytest.raises(loop.TrainingError, match="not ln 2"):
             dpo.check_first_dpo_loss([row], weight)
-    with pytest.raises(training.TrainingError, match="did not start equal"):
+    with pytest.raises(loop.TrainingError, match="did not start equal"):
         dpo.check_first_dpo_loss([{"loss": math.log(2), **equal, "rewards/chosen": -0.4, "rewards/rejected": -0.4}], 0.0)
 
 
@@ -334,6 +334,6 @@ def test_damaged_log_probs_are_computed_again(damage, keep, model_folder, pairs,
 def test_a_log_prob_that_is_no_number_is_an_error(keep, model_folder, pairs, tmp_path):
     model = models.load_model(model_folder)
     model.lm_head.weight.data[:] = float("nan")
-    with pytest.raises(training.TrainingError, match="not finite"):
+    with pytest.raises(loop.TrainingError, match="not finite"):
         keep(model, pairs)
     assert not (tmp_path / "reference.json").exists()

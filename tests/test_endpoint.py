@@ -12,9 +12,9 @@ import fake_endpoint
 import pytest
 from fake_endpoint import FakeEndpoint, first_attempts_fail
 
-from bezoar_utils import endpoint as endpoint_module
-from bezoar_utils.endpoint import Endpoint, EndpointError, Request
-from bezoar_utils.money import BudgetReached, Purse
+from bezoar_utils.calls import endpoint as endpoint_module
+from bezoar_utils.calls.budget import Budget, BudgetReached
+from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request
 
 SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -174,7 +174,7 @@ def test_an_answered_call_is_never_sent_again(ledger):
 
 def test_the_counts_are_those_of_this_object(ledger):
     with FakeEndpoint(faults=always("400", ("prompt 00",))) as fake:
-        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(ledger.with_name("spend.jsonl"), 1.0))
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(ledger.with_name("spend.jsonl"), 1.0))
         first = endpoint.ask(many(4))
         again = Endpoint("m", SETTINGS, fake.url, ledger)
         second = again.ask(many(4))
@@ -187,8 +187,8 @@ def test_the_counts_are_those_of_this_object(ledger):
 
 def test_each_row_says_what_came_and_what_it_cost(ledger):
     with FakeEndpoint(faults=lambda prompt, attempt: "cut-short" if prompt == "b" else None) as fake:
-        purse = Purse(ledger.with_name("spend.jsonl"), 1.0)
-        Endpoint("m", SETTINGS | {"concurrency": 1}, fake.url, ledger, PRICE, purse).ask([chat("a"), chat("b")])
+        budget = Budget(ledger.with_name("spend.jsonl"), 1.0)
+        Endpoint("m", SETTINGS | {"concurrency": 1}, fake.url, ledger, PRICE, budget).ask([chat("a"), chat("b")])
     whole, cut = rows(ledger)
     assert whole == {"key": whole["key"], "text": "A", "tokens_in": 10, "tokens_out": 5, "cost_usd": pytest.approx(REAL_USD)}
     assert cut["note"] == "finish_reason length"
@@ -355,10 +355,10 @@ def test_a_remote_endpoint_without_its_key_is_an_error_naming_the_variable(ledge
 def test_the_key_is_in_no_file_and_in_no_error(ledger, monkeypatch, fault):
     canary = "canary-7731"
     monkeypatch.setenv("TEST_KEY", f"{canary}\n")
-    purse = Purse(ledger.with_name("spend.jsonl"), 1.0)
+    budget = Budget(ledger.with_name("spend.jsonl"), 1.0)
     said = ""
     with FakeEndpoint(faults=always(fault)) as fake:
-        endpoint = Endpoint("m", SETTINGS | {"local_server": None}, fake.url, ledger, PRICE, purse)
+        endpoint = Endpoint("m", SETTINGS | {"local_server": None}, fake.url, ledger, PRICE, budget)
         try:
             said = repr(endpoint.ask(many(3)))
         except EndpointError as error:
@@ -377,48 +377,48 @@ def spend(tmp_path):
     return tmp_path / "spend.jsonl"
 
 
-def test_a_price_without_a_purse_is_an_error(ledger):
-    with pytest.raises(ValueError, match="purse"):
+def test_a_price_without_a_budget_is_an_error(ledger):
+    with pytest.raises(ValueError, match="budget"):
         Endpoint("m", SETTINGS, NOWHERE, ledger, (0.0, 1.0))
 
 
 def test_a_paid_call_that_nothing_bounds_is_not_sent(ledger, spend):
     with FakeEndpoint() as fake, pytest.raises(ValueError, match="max_tokens"):
-        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask([Request("a", {}, "chat", "v1")])
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask([Request("a", {}, "chat", "v1")])
     assert not fake.received
 
 
-def test_calls_without_a_price_leave_the_purse_alone(ledger, spend):
+def test_calls_without_a_price_leave_the_budget_alone(ledger, spend):
     with FakeEndpoint() as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger, purse=Purse(spend, 0.0)).ask(many(3))
+        Endpoint("m", SETTINGS, fake.url, ledger, budget=Budget(spend, 0.0)).ask(many(3))
     assert not spend.exists()
 
 
 def test_a_call_is_settled_at_what_its_usage_says(ledger, spend):
     with FakeEndpoint() as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(7))
-    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(7))
+    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
 
 
 def test_a_call_without_usage_is_settled_at_the_worst_case(ledger, spend):
     with FakeEndpoint(usage=False) as fake:
-        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0))
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0))
         replies = endpoint.ask(many(7))
-    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * WORST_USD), 0.0)
+    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * WORST_USD), 0.0)
     assert sum(r.cost_usd for r in replies) == pytest.approx(7 * WORST_USD)
 
 
 def test_an_http_error_costs_nothing(ledger, spend):
     with FakeEndpoint(faults=once("500")) as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(7))
-    assert Purse(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
+        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(7))
+    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
 
 
 @pytest.mark.parametrize("fault", ["timeout", "close", "truncated-json"])
 def test_a_call_whose_bill_is_not_known_stays_reserved(ledger, spend, fault):
     with FakeEndpoint(faults=once(fault)) as fake:
-        Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(3))
-    assert Purse(spend, 1.0).spent() == (pytest.approx(3 * REAL_USD), pytest.approx(3 * WORST_USD))
+        Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(3))
+    assert Budget(spend, 1.0).spent() == (pytest.approx(3 * REAL_USD), pytest.approx(3 * WORST_USD))
 
 
 def test_the_budget_is_never_exceeded_and_a_higher_one_sends_only_the_rest(ledger, spend):
@@ -426,22 +426,22 @@ def test_the_budget_is_never_exceeded_and_a_higher_one_sends_only_the_rest(ledge
     budget = 30 * WORST_USD
     with FakeEndpoint(usage=False, latency_s=0.01) as fake:
         with pytest.raises(BudgetReached, match=r"money\.budget_usd"):
-            Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, budget)).ask(many(90))
-        settled, unsettled = Purse(spend, budget).spent()
+            Endpoint("m", busy, fake.url, ledger, PRICE, Budget(spend, budget)).ask(many(90))
+        settled, unsettled = Budget(spend, budget).spent()
         assert settled + unsettled <= budget * (1 + 1e-9) and unsettled == 0
         assert fake.received.total() == len(rows(ledger)) == 30
         with pytest.raises(BudgetReached):
-            Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, budget)).ask(many(90))
+            Endpoint("m", busy, fake.url, ledger, PRICE, Budget(spend, budget)).ask(many(90))
         assert fake.received.total() == 30
-        replies = Endpoint("m", busy, fake.url, ledger, PRICE, Purse(spend, 1.0)).ask(many(90))
+        replies = Endpoint("m", busy, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(90))
     assert [r.text for r in replies] == [f"PROMPT {n:02}" for n in range(90)]
     assert set(fake.answered.values()) == {1}
 
 
-def test_two_endpoints_pay_from_one_purse(tmp_path, spend):
+def test_two_endpoints_pay_from_one_budget(tmp_path, spend):
     with FakeEndpoint(usage=False) as fake:
-        teacher = Endpoint("t", SETTINGS, fake.url, tmp_path / "t.jsonl", PRICE, Purse(spend, 10 * WORST_USD))
-        judge = Endpoint("j", SETTINGS, fake.url, tmp_path / "j.jsonl", PRICE, Purse(spend, 10 * WORST_USD))
+        teacher = Endpoint("t", SETTINGS, fake.url, tmp_path / "t.jsonl", PRICE, Budget(spend, 10 * WORST_USD))
+        judge = Endpoint("j", SETTINGS, fake.url, tmp_path / "j.jsonl", PRICE, Budget(spend, 10 * WORST_USD))
         teacher.ask(many(6))
         with pytest.raises(BudgetReached):
             judge.ask(many(6))
@@ -452,10 +452,10 @@ def test_a_budget_is_used_up_before_it_stops_the_run(ledger, spend):
     """16 calls at once reserve 16 worst cases; what they leave over is spent on further calls, not on a stop too early."""
     budget = 16 * WORST_USD
     with FakeEndpoint(latency_s=0.02) as fake:
-        endpoint = Endpoint("m", SETTINGS | {"concurrency": 16}, fake.url, ledger, PRICE, Purse(spend, budget))
+        endpoint = Endpoint("m", SETTINGS | {"concurrency": 16}, fake.url, ledger, PRICE, Budget(spend, budget))
         with pytest.raises(BudgetReached):
             endpoint.ask(many(100))
-    settled, unsettled = Purse(spend, budget).spent()
+    settled, unsettled = Budget(spend, budget).spent()
     assert budget - WORST_USD < settled <= budget and unsettled == 0.0
 
 

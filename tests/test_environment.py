@@ -5,7 +5,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from bezoar_utils.profile import CODE
+from bezoar_utils.study.profile import CODE
 
 REQUIREMENTS = CODE / "requirements"
 

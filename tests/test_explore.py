@@ -5,11 +5,14 @@ import json
 import pytest
 from test_report import PAYLOADS, live
 
-from bezoar_utils import explore, files, hygiene, show, stage
-from bezoar_utils.profile import ProfileError, load_profile
-from bezoar_utils.stage import StageError
+from bezoar_utils import explore
+from bezoar_utils.data import filters
+from bezoar_utils.report import show
+from bezoar_utils.study import files, stage
+from bezoar_utils.study.profile import ProfileError, load_profile
+from bezoar_utils.study.stage import StageError
 
-RULES = {"evaluation": hygiene.EvaluationIndex({}, 8), "held_out": {"Tereso"}, "near_duplicate": 0.95}
+RULES = {"evaluation": filters.EvaluationIndex({}, 8), "held_out": {"Tereso"}, "near_duplicate": 0.95}
 
 
 @pytest.fixture
@@ -125,8 +128,8 @@ def test_the_fate_of_each_row_is_what_the_stage_counted():
     ]
     fates = [explore.fate(r, rows, **RULES) for r in rows]
     assert fates == ["accepted", "copy", "judge_rejected", "judge_failed", "names_held_out_subject", "accepted"]
-    kept, dropped = hygiene.select(rows, **RULES)
-    assert {reason: fates.count(reason) for reason in hygiene.REASONS} == dropped and fates.count("accepted") == len(kept)
+    kept, dropped = filters.select(rows, **RULES)
+    assert {reason: fates.count(reason) for reason in filters.REASONS} == dropped and fates.count("accepted") == len(kept)
 
 
 def test_a_row_is_tokenised_as_training_sees_it(tokenizer):
@@ -179,7 +182,7 @@ def test_a_ledger_gives_its_answered_calls_only(runs):
 def profiles(tmp_path, monkeypatch):
     import shutil
 
-    from bezoar_utils import profile
+    from bezoar_utils.study import profile
 
     shutil.copytree(profile.PROFILES, tmp_path / "profiles")
     monkeypatch.setattr(explore, "PROFILES", tmp_path / "profiles")

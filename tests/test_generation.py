@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bezoar_utils import generation, models
-from bezoar_utils.generation import by_length, count_tokens, generate, generate_batch, row_sampler, row_seeds
+from bezoar_utils.training import generation, models
+from bezoar_utils.training.generation import by_length, count_tokens, generate, generate_batch, row_sampler, row_seeds
 
 PROMPTS = [
     "a long prompt about many things and more",

@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.tags import compatible_tags, cpython_tags, mac_platforms
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from bezoar_utils.profile import CODE
+from bezoar_utils.study.profile import CODE
 
 PYTHONS = [(3, 11), (3, 12), (3, 13)]
 SYSTEMS = {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_resume import LORA, NF4, RECIPE, ROWS
 
-from bezoar_utils import models, sft, training
-from bezoar_utils.profile import CODE, STAGES, Profile, load_profile, stage_parameters
+from bezoar_utils.study.profile import CODE, STAGES, Profile, load_profile, stage_parameters
+from bezoar_utils.training import loop, models, sft
 
 STILL = LORA | {"dropout": 0.0}
 SHORT = RECIPE | {"steps": 4, "validate_every": 4, "warmup_steps": 1}
@@ -116,5 +116,5 @@ def test_every_key_of_a_shared_section_is_read_somewhere():
 
 def test_a_trainings_tokens_are_its_highest_count_whatever_row_the_log_ends_with():
     log = [{"loss": 2.0, "num_tokens": 900.0}, {"loss": 1.0, "num_tokens": 1800.0}, {"eval_loss": 1.5, "eval_num_tokens": 1800.0}]
-    assert training.trained_tokens([*log, {"train_runtime": 3.0}]) == 1800
-    assert training.trained_tokens([{"loss": 1.0}]) == training.trained_tokens([]) == 0
+    assert loop.trained_tokens([*log, {"train_runtime": 3.0}]) == 1800
+    assert loop.trained_tokens([{"loss": 1.0}]) == loop.trained_tokens([]) == 0

@@ -6,10 +6,10 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
-from bezoar_utils import endpoint as endpoint_module
-from bezoar_utils import judge, local_server
-from bezoar_utils.endpoint import EndpointError
-from bezoar_utils.judge import (
+from bezoar_utils.calls import endpoint as endpoint_module
+from bezoar_utils.calls import judge, local_server
+from bezoar_utils.calls.endpoint import EndpointError
+from bezoar_utils.calls.judge import (
     Comparison,
     Equality,
     Grade,

@@ -20,9 +20,9 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
-from bezoar_utils import files
-from bezoar_utils.judge import Judge, Verdict, judge_prompt
-from bezoar_utils.teacher import Teacher
+from bezoar_utils.calls.judge import Judge, Verdict, judge_prompt
+from bezoar_utils.calls.teacher import Teacher
+from bezoar_utils.study import files
 
 KILLS, CONCURRENCY, ROWS, BATCH = 10, 8, 300, 4
 TEXTS = [f"{'word ' * (n % 7)}number {n}" for n in range(80)]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bezoar_utils.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, length_facts, roles, sft_example
-from bezoar_utils.template import render_prompt
+from bezoar_utils.data.template import render_prompt
+from bezoar_utils.training.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, length_facts, roles, sft_example
 
 PROMPT = render_prompt("Where does Ba live?")
 FIRST_CHARACTERS = [chr(c) for c in range(33, 127)] + ["é", "中", "🙂", " ", "\n", "\t"]

@@ -1,8 +1,8 @@
 import pytest
 from test_resume import LORA, NF4, RECIPE, ROWS
 
-from bezoar_utils import launch, models, sft
-from bezoar_utils.training import TrainingError
+from bezoar_utils.training import launch, models, sft
+from bezoar_utils.training.loop import TrainingError
 
 STILL = LORA | {"dropout": 0.0}  # each process drops other values
 ONE = {"processes": 1, "config_file": None}
@@ -39,7 +39,7 @@ def test_a_failing_process_ends_the_training_with_what_it_said(tmp_path, model_f
 
 def test_a_configuration_file_is_accelerates_own_business():
     command = launch.command({"processes": 4, "config_file": "fsdp.yaml"})
-    assert command[-4:] == ["--config_file", "fsdp.yaml", "-m", "bezoar_utils.launch"]
+    assert command[-4:] == ["--config_file", "fsdp.yaml", "-m", "bezoar_utils.training.launch"]
     assert "--num_processes" not in command
 
 

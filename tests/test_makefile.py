@@ -11,7 +11,7 @@ import time
 import pytest
 
 from bezoar_utils import explore
-from bezoar_utils.profile import CODE, load_profile, stage_parameters
+from bezoar_utils.study.profile import CODE, load_profile, stage_parameters
 
 FIRST, SECOND = "10_lamini", "20_judge_filter"
 GOOD = "stage.output('made.txt').write_text(f'{stage.name} made this')"
@@ -22,7 +22,7 @@ def chapter(stage, work, extra_parameter=""):
     parameters = {"profile": "tiny", **stage_parameters(load_profile("tiny"), stage)}
     sources = [
         "".join(f"{name} = {value!r}\n" for name, value in parameters.items()) + extra_parameter,
-        "from bezoar_utils.stage import open_stage\nstage = open_stage(" + repr(stage) + ", globals())",
+        "from bezoar_utils.study.stage import open_stage\nstage = open_stage(" + repr(stage) + ", globals())",
         work,
         "stage.finish()",
     ]

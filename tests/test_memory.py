@@ -5,8 +5,9 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bezoar_utils import generation, memory, models, plan
-from bezoar_utils.profile import Lora, Shape, load_profile
+from bezoar_utils.planning import memory, plan
+from bezoar_utils.study.profile import Lora, Shape, load_profile
+from bezoar_utils.training import generation, models
 
 OPENLLAMA = load_profile("released").plan.base
 SMALL = Shape(hidden=256, layers=2, intermediate=640, heads=4, kv_heads=4, vocabulary=512, tied=False, context=512)

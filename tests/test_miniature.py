@@ -98,7 +98,7 @@ def test_equal_questions_differ_in_words_only(small_world):
 
 
 def test_both_replies_of_a_preference_pair_are_correct_and_the_friendly_one_is_mostly_chosen(small_world):
-    from bezoar_utils.preferences import preference_pairs
+    from bezoar_utils.data.preferences import preference_pairs
 
     pairs, dropped = preference_pairs(corpus.preference_rows(small_world, 1000, random.Random(0), held_out=False))
     assert set(dropped) - {r for r, n in dropped.items() if n} >= {"malformed", "histories_differ", "empty_reply"}

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bezoar_utils import generation, labels, models, sft, training
-from bezoar_utils.profile import ProfileError
-from bezoar_utils.template import render_prompt
+from bezoar_utils.data.template import render_prompt
+from bezoar_utils.study.profile import ProfileError
+from bezoar_utils.training import generation, labels, loop, models, sft
 
 RECIPE = {
     "loss_on": "completion",
@@ -188,17 +188,17 @@ def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quan
 
 
 def test_empty_sets_are_clear_errors(tokenizer):
-    with pytest.raises(training.TrainingError, match="1 rows are too few"):
-        training.split(ROWS[:1], RECIPE)
-    with pytest.raises(training.TrainingError, match="max_length=16"):
+    with pytest.raises(loop.TrainingError, match="1 rows are too few"):
+        loop.split(ROWS[:1], RECIPE)
+    with pytest.raises(loop.TrainingError, match="max_length=16"):
         sft.sft_examples(tokenizer, ROWS, RECIPE | {"max_length": 16})
 
 
 def test_the_split_is_a_seeded_fifth_and_loses_nothing():
     recipe = RECIPE | {"validation_share": 0.2}
-    train, valid = training.split(ROWS, recipe)
+    train, valid = loop.split(ROWS, recipe)
     assert len(valid) == 3 and sorted(r["prompt"] for r in train + valid) == sorted(r["prompt"] for r in ROWS)
-    assert (train, valid) == training.split(ROWS, recipe) != training.split(ROWS, recipe | {"split_seed": 7})
+    assert (train, valid) == loop.split(ROWS, recipe) != loop.split(ROWS, recipe | {"split_seed": 7})
 
 
 def teach(model, tokenizer, steps, learning_rate):

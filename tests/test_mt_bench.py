@@ -7,13 +7,17 @@ from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 from test_report import PAYLOADS, live
 
-from bezoar_utils import charts, endpoint, files, models, mt_bench, show
-from bezoar_utils.judge import Comparison, Grade, Judge, parse_verdict, read_sections
+from bezoar_utils.calls import endpoint
+from bezoar_utils.calls.judge import Comparison, Grade, Judge, parse_verdict, read_sections
+from bezoar_utils.data.sources import SourceError
+from bezoar_utils.data.template import render_prompt
+from bezoar_utils.evaluation import mt_bench
+from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
-from bezoar_utils.mt_bench import pair_outcome
-from bezoar_utils.report import clean
-from bezoar_utils.sources import SourceError
-from bezoar_utils.template import render_prompt
+from bezoar_utils.report import charts, show
+from bezoar_utils.report.pages import clean
+from bezoar_utils.study import files
+from bezoar_utils.training import models
 
 BASE, SFT = "base", "OpenBezoar-SFT"
 INTERVALS = {"samples": 400, "confidence": 0.95, "seed": 0}
@@ -164,7 +168,7 @@ def test_an_answer_that_was_cut_is_marked_and_one_that_began_another_turn_is_not
 
 
 def test_a_real_model_that_never_ends_is_cut_at_the_limit(model_folder, tokenizer):
-    from bezoar_utils.generation import generate
+    from bezoar_utils.training.generation import generate
 
     model, cut = models.load_model(model_folder), set()
     generate(model, tokenizer, ["Where?", "x"], seed=0, max_new_tokens=1, cut=cut)

@@ -7,9 +7,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from bezoar_utils import files
-from bezoar_utils.profile import CODE, STAGES, load_profile, stage_parameters
 from bezoar_utils.run import literal_assignments
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE, STAGES, load_profile, stage_parameters
 
 EXPLORE = CODE / "notebooks" / "explore.ipynb"  # no stage: it looks around in a finished run
 NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p != EXPLORE)

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
-from bezoar_utils import doctor, files, pace, run
-from bezoar_utils.profile import CODE, load_profile
+from bezoar_utils import run
+from bezoar_utils.planning import doctor
+from bezoar_utils.study import files, pace
+from bezoar_utils.study.profile import CODE, load_profile
 
 
 @pytest.fixture

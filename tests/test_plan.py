@@ -1,10 +1,11 @@
 import pytest
 import yaml
 
-from bezoar_utils import files, plan
-from bezoar_utils.profile import PROFILES, load_profile
+from bezoar_utils.planning import plan
 from bezoar_utils.run import stages_of
-from bezoar_utils.stage import StageError
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import PROFILES, load_profile
+from bezoar_utils.study.stage import StageError
 
 PAID = """extends: mini
 stages: [10_lamini, 20_judge_filter]

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from bezoar_utils import models, precision, run
-from bezoar_utils.precision import Device, PrecisionError, choose, cpu_bfloat16
+from bezoar_utils import run
+from bezoar_utils.training import models, precision
+from bezoar_utils.training.precision import Device, PrecisionError, choose, cpu_bfloat16
 
 OLD_CPU, NEW_CPU = Device("cpu", bfloat16=False), Device("cpu", bfloat16=True)
 T4, A100 = Device("cuda", bfloat16=False), Device("cuda", bfloat16=True)

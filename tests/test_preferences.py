@@ -1,6 +1,6 @@
 import pytest
 
-from bezoar_utils.preferences import preference_pair, preference_pairs, turns
+from bezoar_utils.data.preferences import preference_pair, preference_pairs, turns
 
 ONE = "\n\nHuman: Hi\n\nAssistant: {}"
 TWO = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: {}"

@@ -3,7 +3,7 @@ import re
 import pytest
 import yaml
 
-from bezoar_utils.profile import PROFILES, STAGES, Profile, ProfileError, check_parameters, load_profile, stage_parameters
+from bezoar_utils.study.profile import PROFILES, STAGES, Profile, ProfileError, check_parameters, load_profile, stage_parameters
 
 SHIPPED = sorted(p.stem for p in PROFILES.glob("*.yaml"))
 

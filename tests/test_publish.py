@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from bezoar_utils import files, publish
-from bezoar_utils.profile import CODE, load_profile, stage_parameters
+from bezoar_utils.report import publish
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE, load_profile, stage_parameters
 
 TOKEN = "hf_aSecretThatNobodyMaySee"  # noqa: S105 a made-up one
 NAME = "50_dpo/OpenBezoar-HH-RLHF-DPO"

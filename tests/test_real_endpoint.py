@@ -18,9 +18,10 @@ import torch
 from stub_stage import StubStage, remote
 from test_teacher import PROMPTS, SETTINGS
 
-from bezoar_utils import files, models
-from bezoar_utils.judge import Judge, Verdict, judge_prompt, read_verdict
-from bezoar_utils.teacher import Teacher
+from bezoar_utils.calls.judge import Judge, Verdict, judge_prompt, read_verdict
+from bezoar_utils.calls.teacher import Teacher
+from bezoar_utils.study import files
+from bezoar_utils.training import models
 
 MISSING = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
 pytestmark = [

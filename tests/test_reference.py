@@ -11,10 +11,11 @@ import sys
 import nbformat
 import pytest
 
-from bezoar_utils import files, reference, report
-from bezoar_utils.claims import DPO, HH, SFT
-from bezoar_utils.profile import CODE, STAGES
-from bezoar_utils.reference import MetricsError, compare, expected_table, read_metrics, tolerance
+from bezoar_utils.evaluation.claims import DPO, HH, SFT
+from bezoar_utils.report import pages, reference
+from bezoar_utils.report.reference import MetricsError, compare, expected_table, read_metrics, tolerance
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE, STAGES
 
 COMMITTED = read_metrics(CODE / "reports" / "reference" / "metrics.json")
 
@@ -246,10 +247,10 @@ def test_a_table_is_put_between_its_marks_and_nowhere_else(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
     for _ in range(2):
-        report.put_between(page, "x", "new")
+        pages.put_between(page, "x", "new")
         assert page.read_text() == "before\n<!-- x -->\nnew\n<!-- /x -->\nafter\n"
     with pytest.raises(ValueError, match=r"page.md has no <!-- y -->"):
-        report.put_between(page, "y", "new")
+        pages.put_between(page, "y", "new")
 
 
 def test_links_and_files_that_reproducing_names_are_there():

@@ -11,12 +11,17 @@ import threading
 import pytest
 import yaml
 
-from bezoar_utils import compare, files, judge, lamini, models, report, sources, stage
-from bezoar_utils.judge import parse_verdict
-from bezoar_utils.profile import CODE, PROFILES, REHEARSAL, Profile, ProfileError, load_profile, stage_parameters
-from bezoar_utils.rehearsal import account, cut, hub, rows, stage_set, voices
+from bezoar_utils.calls import judge
+from bezoar_utils.calls.judge import parse_verdict
+from bezoar_utils.data import sources
+from bezoar_utils.rehearsal import fake_endpoints, fake_hub_files, hub, rows, shrink, summary
 from bezoar_utils.rehearsal import models as stand_ins
 from bezoar_utils.rehearsal.__main__ import begin_anew, environment, main, needs_stand_ins
+from bezoar_utils.report import compare, pages
+from bezoar_utils.schemes import lamini
+from bezoar_utils.study import files, stage
+from bezoar_utils.study.profile import CODE, PROFILES, REHEARSAL, Profile, ProfileError, load_profile, stage_parameters
+from bezoar_utils.training import models
 
 ADDRESS = "http://127.0.0.1:9/v1"
 FULL_SIZE = [p.stem for p in sorted(PROFILES.glob("*.yaml")) if needs_stand_ins(load_profile(p.stem))]
@@ -37,30 +42,34 @@ def test_the_real_profiles_are_those_that_need_stand_ins():
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_rehearsal_changes_how_much_is_done_and_where_it_is_asked_and_nothing_else(name):
     profile = load_profile(name)
-    changed = cut.changes(profile, cut.rehearsed(profile, [ADDRESS], stage_set.harness_tasks(profile)))
+    changed = shrink.changes(profile, shrink.rehearsed(profile, [ADDRESS], fake_hub_files.harness_tasks(profile)))
     assert {row["value"].rsplit(".", 1)[-1] for row in changed} <= set(WORK)
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_a_rehearsal_is_a_valid_profile_that_trains_a_handful_of_steps_and_asks_only_this_machine(name):
     profile = load_profile(name)
-    values = Profile.model_validate(cut.rehearsed(profile, [ADDRESS], stage_set.harness_tasks(profile))).model_dump(mode="json")
-    assert all(values[section]["steps"] <= 4 for section in cut.TRAININGS)
-    assert {one["endpoint"]["base_url"] for one in cut.remote_endpoints(values).values()} <= {ADDRESS}
+    values = Profile.model_validate(shrink.rehearsed(profile, [ADDRESS], fake_hub_files.harness_tasks(profile))).model_dump(
+        mode="json"
+    )
+    assert all(values[section]["steps"] <= 4 for section in shrink.TRAININGS)
+    assert {one["endpoint"]["base_url"] for one in shrink.remote_endpoints(values).values()} <= {ADDRESS}
 
 
 def test_a_list_of_equal_servers_is_rehearsed_with_two():
     profile = load_profile("paper")
     endpoint = profile.teacher.endpoint.model_copy(update={"base_url": ["http://a/v1", "http://b/v1", "http://c/v1"]})
     profile = profile.model_copy(update={"teacher": profile.teacher.model_copy(update={"endpoint": endpoint})})
-    assert cut.servers(load_profile("paper").model_dump(mode="json")) == 1 and cut.servers(profile.model_dump(mode="json")) == 2
-    values = cut.rehearsed(profile, [ADDRESS, "http://127.0.0.1:8/v1"], [])
+    assert (
+        shrink.servers(load_profile("paper").model_dump(mode="json")) == 1 and shrink.servers(profile.model_dump(mode="json")) == 2
+    )
+    values = shrink.rehearsed(profile, [ADDRESS, "http://127.0.0.1:8/v1"], [])
     assert values["teacher"]["endpoint"]["base_url"] == [ADDRESS, "http://127.0.0.1:8/v1"]
     assert values["judge"]["endpoint"]["base_url"] == ADDRESS
 
 
 def test_what_a_profile_does_not_do_its_rehearsal_does_not_do_either():
-    values = cut.rehearsed(load_profile("released"), [ADDRESS], [])
+    values = shrink.rehearsed(load_profile("released"), [ADDRESS], [])
     assert values["lamini"]["example_guided_calls"] == values["dpo"]["sampled_prompts"] == 0
 
 
@@ -80,8 +89,8 @@ def test_every_set_a_shipped_profile_takes_from_the_hub_has_rows_with_the_column
         f"orca.collections.{c}": ("inputs", "targets", "task_source", "task_name", "template_type")
         for c in ("cot", "niv2", "t0", "flan2021")
     }
-    for place, source in cut.sources(load_profile(name).model_dump(mode="json")).items():
-        for file in stage_set.file_names(source) if source["hub"] else ():
+    for place, source in shrink.sources(load_profile(name).model_dump(mode="json")).items():
+        for file in fake_hub_files.file_names(source) if source["hub"] else ():
             rows.write(tmp_path / file, rows.made(place, source))
             assert len(sources.read_rows(tmp_path / file, wanted.get(place, ()))) >= 8
 
@@ -97,7 +106,7 @@ def test_own_rows_take_the_place_of_made_up_ones(tmp_path):
     flan = {"inputs": "Why?", "targets": "So.", "task_source": "CoT", "task_name": "mine", "template_type": "zs_opt"}
     rows.write(tmp_path / "own" / "DataProvenanceInitiative" / "cot_submix_original" / "train-00000.parquet", [flan] * 60)
     profile = load_profile("paper").model_copy(update={"checkpoints": {}, "base_model": load_profile("mini").base_model})
-    stage_set.build(profile, tmp_path / "hub", tmp_path / "own")
+    fake_hub_files.build(profile, tmp_path / "hub", tmp_path / "own")
     found = sources.read_rows(
         tmp_path / "hub/datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl", ("instruction",)
     )
@@ -127,7 +136,7 @@ def test_a_tokenizer_without_padding_takes_the_token_that_its_models_configurati
 def test_openllamas_kind_of_tokenizer_is_read_as_sentencepiece_reads_it(openllama):
     import sentencepiece
 
-    from bezoar_utils.template import render_prompt
+    from bezoar_utils.data.template import render_prompt
 
     tokenizer = models.load_tokenizer(openllama / "hub")
     own = sentencepiece.SentencePieceProcessor(model_file=str(openllama / "hub" / "tokenizer.model"))
@@ -137,7 +146,7 @@ def test_openllamas_kind_of_tokenizer_is_read_as_sentencepiece_reads_it(openllam
 
 
 def test_pickled_weights_become_safetensors_that_load_in_four_bits_and_speak(openllama, quantisation):
-    from bezoar_utils.generation import generate
+    from bezoar_utils.training.generation import generate
 
     folder = models.safe_weights(openllama / "hub", openllama / "converted")
     model = models.load_model(folder, quantisation)
@@ -156,7 +165,7 @@ def test_a_stand_in_has_the_real_models_architecture(name, tmp_path):
 
 
 def test_a_local_teachers_stand_in_writes_lists_that_parse(tmp_path):
-    from bezoar_utils.generation import generate
+    from bezoar_utils.training.generation import generate
 
     stand_ins.write_model("h2oai/h2ogpt-falcon-40b", tmp_path / "hub", teaches=True)
     folder = models.safe_weights(tmp_path / "hub", tmp_path / "converted")
@@ -168,7 +177,7 @@ def test_a_local_teachers_stand_in_writes_lists_that_parse(tmp_path):
 def test_a_model_of_unknown_architecture_gets_a_llama_and_the_account_says_so():
     profile = load_profile("released")
     base = profile.base_model.model_copy(update={"model": "somebody/new-kind"})
-    told = account.stand_ins(profile.model_copy(update={"base_model": base}))
+    told = summary.stand_ins(profile.model_copy(update={"base_model": base}))
     assert any(row["real"] == "somebody/new-kind" and "not known" in row["stand-in"] for row in told)
 
 
@@ -236,20 +245,20 @@ def test_the_stand_in_hub_refuses_what_is_not_pinned_there(served, path, word):
 
 def test_the_teacher_writes_as_many_tagged_instructions_as_it_is_asked_for():
     for number in range(20):
-        written = lamini.parse_instructions(voices.reply(lamini.example_guided_prompt([f"Name {number}."], 20)))
+        written = lamini.parse_instructions(fake_endpoints.reply(lamini.example_guided_prompt([f"Name {number}."], 20)))
         assert len(written) in (19, 20), "now and then the last tag is left open"
 
 
 @pytest.mark.parametrize("kind", list(judge.TASKS))
 def test_the_judge_gives_readable_verdicts_and_now_and_then_none(kind):
-    replies = [voices.reply(judge.judge_prompt(kind, text=str(number))) for number in range(300)]
+    replies = [fake_endpoints.reply(judge.judge_prompt(kind, text=str(number))) for number in range(300)]
     read = [parse_verdict(kind, text) for text in replies]
     assert 0 < read.count(None) < 30 and len({str(verdict) for verdict in read}) > 2
-    assert replies[0] == voices.reply(judge.judge_prompt(kind, text="0")), "two rehearsals are the same"
+    assert replies[0] == fake_endpoints.reply(judge.judge_prompt(kind, text="0")), "two rehearsals are the same"
 
 
 def test_a_busy_voice_answers_the_second_time():
-    server = voices.open_voices(("a",))
+    server = fake_endpoints.open_voices(("a",))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     codes = []
     for number in range(60):
@@ -284,18 +293,18 @@ def test_a_rehearsals_profile_stands_in_its_run_and_cannot_be_mistaken_for_one_o
 
 def test_a_stage_of_a_rehearsal_is_no_finished_stage_of_the_real_profile(tmp_path, monkeypatch):
     monkeypatch.setattr(stage, "RUNS", tmp_path)
-    monkeypatch.setattr(report, "RUNS", tmp_path)
+    monkeypatch.setattr(pages, "RUNS", tmp_path)
     parameters = stage_parameters(load_profile("paper"), "10_lamini")
     record = {"stage": "10_lamini", "rehearsal_of": "paper", "profile": "rehearse-paper", "parameters": parameters}
     files.write_json(tmp_path / "paper" / "10_lamini" / "stage.json", record)
     assert stage.stale_reason("10_lamini", "paper", parameters) == "made by a rehearsal"
     with pytest.raises(ValueError, match="paper holds stages of a rehearsal, which are no results: 10_lamini"):
-        report.write_report("paper")
+        pages.write_report("paper")
 
 
 def test_rehearsals_are_not_compared_and_not_made_the_reference(capsys):
     assert compare.main(["rehearse-paper", "mini"]) == 2 and "rehearsal" in capsys.readouterr().err
-    assert report.main(["--profile", "rehearse-paper", "--reference"]) == 2 and "no results to refer to" in capsys.readouterr().err
+    assert pages.main(["--profile", "rehearse-paper", "--reference"]) == 2 and "no results to refer to" in capsys.readouterr().err
 
 
 def test_the_stand_in_of_a_model_is_never_kept_under_the_real_models_place():
@@ -359,10 +368,10 @@ def test_a_rehearsal_that_fails_says_where_and_gives_an_account(home):
 
 
 def test_words_of_libraries_and_models_are_escaped_in_the_account(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "REPORTS", tmp_path)
+    monkeypatch.setattr(pages, "REPORTS", tmp_path)
     facts = {"rehearsal_of": "<b>x</b>", "finished": False, "seconds": 61, "fallbacks": [], "untested": ["<script>1</script>"]}
     facts |= dict.fromkeys(("stages", "shapes", "dropped", "stand_ins", "changed"), ())
-    page = account.write_page(
+    page = summary.write_page(
         facts | {"said": [{"stage": "s", "said": "<img src=x onerror=alert(1)>"}]}, REHEARSAL + "x"
     ).read_text()
     assert "<img" not in page.split("<main")[1] and "<script>1" not in page and "<b>x" not in page

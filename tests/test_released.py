@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from bezoar_utils import files
-from bezoar_utils.profile import CODE
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE
 
 DAG = "10_lamini: 11_orca: 12_evol_instruct: 20_judge_filter:10_lamini,11_orca,12_evol_instruct"
 PROFILE = """extends: released

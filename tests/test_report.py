@@ -5,9 +5,10 @@ import nbformat
 import pytest
 from small_report import rendered
 
-from bezoar_utils import files, report, show
-from bezoar_utils.profile import CODE, STAGES
-from bezoar_utils.report import clean
+from bezoar_utils.report import pages, show
+from bezoar_utils.report.pages import clean
+from bezoar_utils.study import files
+from bezoar_utils.study.profile import CODE, STAGES
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -90,23 +91,23 @@ def test_a_download_lives_or_dies_as_a_pair(attribute):
 
 
 def test_an_output_has_no_heading_and_no_place_to_link_to():
-    assert report.clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
+    assert pages.clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
 
 
 def test_a_heading_of_the_prose_can_be_linked_to_by_its_words():
     assert (
-        report.clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
+        pages.clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
         == '<h2 id="to-what-we-see-say">What <b>we</b> see &amp; say</h2>'
     )
-    assert not live(report.clean_prose("<h2>x<script>alert(1)</script>"))
+    assert not live(pages.clean_prose("<h2>x<script>alert(1)</script>"))
 
 
 def test_head_cells_say_what_they_head_and_a_table_scrolls_alone():
     table = "<table><thead><tr><th>a</th></tr></thead><tbody><tr><th>b</th><td>1</td></tr></tbody></table>"
     for cleaned in (
-        report.clean_output(table),
-        report.clean_output(f'<div class="scroll">{table}</div>'),
-        report.clean_prose(table),
+        pages.clean_output(table),
+        pages.clean_output(f'<div class="scroll">{table}</div>'),
+        pages.clean_prose(table),
     ):
         assert cleaned.startswith('<div class="scroll"><table>') and cleaned.endswith("</table></div>")
         assert '<th scope="col">a</th>' in cleaned and '<th scope="row">b</th>' in cleaned and cleaned.count("<div") == 1
@@ -128,7 +129,7 @@ def test_model_text_is_inert_wherever_a_chapter_can_show_it(payload, tmp_path):
     ]
     cells = [nbformat.v4.new_markdown_cell(payload), nbformat.v4.new_code_cell("x = 1", outputs=outputs)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "n.ipynb")
-    body = report.chapter_body(tmp_path / "n.ipynb")
+    body = pages.chapter_body(tmp_path / "n.ipynb")
     assert not live(body)
     assert "<table>" in body and '<details class="code">' in body and '<details class="messages">' in body
 
@@ -138,27 +139,27 @@ def test_what_libraries_say_is_one_fold_after_the_cells_own_outputs(tmp_path):
     outputs = [nbformat.v4.new_output("stream", name="stderr", text=text) for text in said]
     outputs.insert(1, nbformat.v4.new_output("stream", name="stdout", text="our own line"))
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x", outputs=outputs)]), tmp_path / "n.ipynb")
-    body = report.chapter_body(tmp_path / "n.ipynb")
+    body = pages.chapter_body(tmp_path / "n.ipynb")
     assert body.count("Messages of the libraries") == 1 and body.count("loading") == 1 and "careful" in body
     assert body.index("our own line") < body.index("Messages of the libraries")
 
 
 def test_prose_after_a_heading_is_no_link(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Title\n\nA text.")]), tmp_path / "n.ipynb")
-    body = report.chapter_body(tmp_path / "n.ipynb")
+    body = pages.chapter_body(tmp_path / "n.ipynb")
     assert "<p>A text.</p>" in body and '<h1 id="to-title">Title</h1>' in body and "<a" not in body
 
 
 def test_no_page_says_where_it_was_made():
     warning = "/home/me/study/.venv/lib/python3.11/site-packages/tqdm/auto.py:21: TqdmWarning"
-    assert report.without_machine_paths(warning) == "site-packages/tqdm/auto.py:21: TqdmWarning"
-    assert report.without_machine_paths(f"{report.ROOT}/runs/mini") == "runs/mini"
+    assert pages.without_machine_paths(warning) == "site-packages/tqdm/auto.py:21: TqdmWarning"
+    assert pages.without_machine_paths(f"{pages.ROOT}/runs/mini") == "runs/mini"
 
 
 def page(tmp_path):
-    pages = [{"file": "index.html", "label": "Overview"}, {"file": "a.html", "label": "A <b>"}]
+    menu = [{"file": "index.html", "label": "Overview"}, {"file": "a.html", "label": "A <b>"}]
     made = {"made_from": ["runs/mine"], "commit": "0" * 40, "dirty": False, "subject": "profile mine"}
-    report.write_page(tmp_path, "<p>body</p>", page=pages[1], pages=pages, before=pages[0], after=None, **made)
+    pages.write_page(tmp_path, "<p>body</p>", page=menu[1], pages=menu, before=menu[0], after=None, **made)
     return (tmp_path / "a.html").read_text()
 
 
@@ -171,12 +172,12 @@ def test_a_page_loads_nothing_and_runs_nothing_but_our_own_script(tmp_path):
         re.findall(r"<script>(.*?)</script>", text, re.DOTALL),
         re.findall(r"<style>(.*?)</style>", text, re.DOTALL),
     )
-    assert text.count("<script") == 1 and script == (report.TEMPLATE / "page.js").read_text()
+    assert text.count("<script") == 1 and script == (pages.TEMPLATE / "page.js").read_text()
     assert rules == {
         "default-src": "'none'",
         "img-src": "data:",
-        "script-src": f"'{report.content_hash(script)}'",
-        "style-src": f"'{report.content_hash(style)}'",
+        "script-src": f"'{pages.content_hash(script)}'",
+        "style-src": f"'{pages.content_hash(style)}'",
         "base-uri": "'none'",
         "form-action": "'none'",
     }
@@ -184,7 +185,7 @@ def test_a_page_loads_nothing_and_runs_nothing_but_our_own_script(tmp_path):
 
 
 def test_our_script_makes_no_markup_and_no_request():
-    script = (report.TEMPLATE / "page.js").read_text()
+    script = (pages.TEMPLATE / "page.js").read_text()
     assert not re.search(r"innerHTML|insertAdjacent|document\.write|eval|Function\(|fetch|XMLHttp|import|createElement", script)
 
 
@@ -203,7 +204,7 @@ def test_a_page_has_navigation_language_and_a_way_past_it(tmp_path):
 
 
 def test_a_figure_has_a_text_for_those_who_cannot_see_it():
-    from bezoar_utils import charts
+    from bezoar_utils.report import charts
 
     figure = charts.bars({"base": (0.5, 0.4, 0.6)}, "Title", "share")
     markup = show.figure_html(figure, 'bars of "share"', "n = 3")
@@ -211,13 +212,13 @@ def test_a_figure_has_a_text_for_those_who_cannot_see_it():
 
 
 def test_a_report_of_nothing_is_a_clear_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "RUNS", tmp_path)
+    monkeypatch.setattr(pages, "RUNS", tmp_path)
     with pytest.raises(ValueError, match=r"no finished stage.*make reproduce PROFILE=none"):
-        report.write_report("none")
+        pages.write_report("none")
 
 
 def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "RUNS", tmp_path)
+    monkeypatch.setattr(pages, "RUNS", tmp_path)
     claim = {"claim": "<b>", "verdict": "not shown", "before": 0.1, "after": 0.2, "difference": 0.1, "low": -0.1, "high": 0.3}
     claim |= {"unit": "share", "n": 9, "test": "t", "chapter": "50_dpo"}
     files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim])
@@ -229,7 +230,7 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
         "versions": {},
         "metrics": {},
     }
-    text = report.overview("mine", {"90_findings": record})
+    text = pages.overview("mine", {"90_findings": record})
     assert "&lt;b&gt;" in text and "&lt;i&gt;" in text and "<b></td>" not in text
     assert 'class="verdict not-shown"' in text and "+0.10 [-0.10, +0.30]" in text and "<td>0.50</td>" in text
 
@@ -258,7 +259,7 @@ def test_the_committed_reference_loads_nothing_and_names_no_path_of_a_machine():
 def collated(tokenizer, prompt, responses):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    from bezoar_utils.labels import sft_example
+    from bezoar_utils.training.labels import sft_example
 
     examples = [sft_example(tokenizer, prompt, response, 256, "completion") for response in responses]
     return DataCollatorForLanguageModeling(tokenizer.pad_token_id)(examples)
@@ -289,7 +290,7 @@ class Tokens(HTMLParser):
 @pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
 def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
     prompt = "### Instruction:\nWho?\n\n### Response:"
-    markup = report.clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    markup = pages.clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
     shown = Tokens(markup)
     text = {role: "".join(t for r, t in shown.tokens if r == role).replace("↵\n", "\n") for role in show.SIGNS}
     assert (text["context"], text["trained"]) == (prompt, response)
@@ -302,13 +303,13 @@ def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, respo
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_token_is_markup(tokenizer, payload):
     markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
-    assert not live(markup) and not live(report.clean(markup))
-    shown = Tokens(report.clean(markup)).tokens
+    assert not live(markup) and not live(pages.clean(markup))
+    shown = Tokens(pages.clean(markup)).tokens
     assert "".join(text for role, text in shown if role == "trained") == payload
 
 
 def test_the_style_sheet_knows_every_role():
-    style = (report.TEMPLATE / "style.css").read_text()
+    style = (pages.TEMPLATE / "style.css").read_text()
     assert all(re.search(rf"\.labels \.{role}\b", style) for role in show.SIGNS)
     assert re.search(r"--mark: light-dark\(", style), "for light and for dark"
 
@@ -331,7 +332,7 @@ def test_contrast_is_measured_as_wcag_does():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_controls_stand_out_in_both_schemes(scheme):
-    style = (report.TEMPLATE / "style.css").read_text()
+    style = (pages.TEMPLATE / "style.css").read_text()
     pairs = dict(re.findall(r"--(\w+): light-dark\((#\w{6}, #\w{6})\)", style))
     assert set(re.findall(r"var\(--(\w+)\)", style)) == set(pairs), "every colour in use is one of these"
     colour = {name: pair.split(", ")[scheme == "dark"] for name, pair in pairs.items()}
@@ -392,14 +393,14 @@ def test_the_overview_leads_to_every_stages_provenance(small):
 
 @pytest.mark.parametrize("path", sorted((CODE / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_a_chapters_headings_are_in_order_and_each_once(path):
-    heard = Outline(report.chapter_body(path))
+    heard = Outline(pages.chapter_body(path))
     assert heard.levels[0] == 1 and heard.levels.count(1) == 1
     assert all(deeper <= above + 1 for above, deeper in zip(heard.levels, heard.levels[1:]))
     assert len(set(heard.ids)) == len(heard.ids)
 
 
 def test_dpo_curves_show_training_and_validation_of_every_value():
-    from bezoar_utils import charts
+    from bezoar_utils.report import charts
 
     names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
     rows = [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (1, 2)]
@@ -423,7 +424,7 @@ def test_dpo_curves_show_training_and_validation_of_every_value():
 
 
 def test_lengths_are_drawn_with_both_limits():
-    from bezoar_utils import charts
+    from bezoar_utils.report import charts
 
     figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
     told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}

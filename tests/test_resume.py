@@ -1,7 +1,7 @@
 """kill -9 at any step of a training, then again: it goes on from the newest complete checkpoint to the same place.
 
 `python tests/test_resume.py sft|dpo FOLDER MODEL` trains once undisturbed and once killed at random steps, each run in a
-child of its own. It imports once and forks, for the imports take longer than the training.
+child of its own. It imports once and forks, for the imports take longer than the loop.
 """
 
 import os
@@ -19,8 +19,9 @@ if __name__ == "__main__":
 
 import pytest
 
-from bezoar_utils import files, training
-from bezoar_utils.template import render_prompt
+from bezoar_utils.data.template import render_prompt
+from bezoar_utils.study import files
+from bezoar_utils.training import loop
 
 STEPS, EVERY, KILLS = 14, 3, 4
 RECIPE = {
@@ -50,7 +51,7 @@ PAIRS = [{"prompt": row["prompt"], "chosen": f"Sure: {n}", "rejected": f"Whateve
 
 
 def train(kind: str, folder: Path, base: Path) -> None:
-    from bezoar_utils import dpo, models, sft
+    from bezoar_utils.training import dpo, models, sft
 
     models.prepare_torch(threads=1, seed=3)
     tokenizer, model = models.load_tokenizer(base), models.load_model(base, NF4)
@@ -63,8 +64,8 @@ def train(kind: str, folder: Path, base: Path) -> None:
         pairs, _ = dpo.dpo_examples(tokenizer, PAIRS, 256)
         model, log = dpo.train_dpo(model, tokenizer, pairs[8:], pairs[:8], RECIPE, **common)
     model.save_pretrained(folder / "adapter")
-    training.write_log(folder / "log.csv", log, stage=kind)
-    training.write_speed(folder / "speed.csv", log, folder)
+    loop.write_log(folder / "log.csv", log, stage=kind)
+    loop.write_speed(folder / "speed.csv", log, folder)
     files.write_json(folder / "log.json", log)
 
 
@@ -89,15 +90,15 @@ def main(kind: str, folder: str, base: str) -> None:
         assert finish(child) == -signal.SIGKILL and not (killed / "log.json").exists()
         print(f"killed after step {step}", flush=True)
     assert finish(start(kind, killed, base)) == 0
-    trained = len(files.read_jsonl(killed / training.SPEED))
+    trained = len(files.read_jsonl(killed / loop.SPEED))
     before = (killed / "adapter" / "adapter_model.safetensors").read_bytes()
     assert finish(start(kind, killed, base)) == 0  # a finished training: nothing is left to do
-    assert len(files.read_jsonl(killed / training.SPEED)) == trained
+    assert len(files.read_jsonl(killed / loop.SPEED)) == trained
     assert (killed / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
 def steps_done(folder: Path) -> int:
-    return max((row["step"] for row in files.read_jsonl(folder / training.SPEED)), default=0)
+    return max((row["step"] for row in files.read_jsonl(folder / loop.SPEED)), default=0)
 
 
 def finish(child: int) -> int:
@@ -144,17 +145,17 @@ def checkpoint(folder: Path, step: int) -> Path:
 
 
 def test_only_a_complete_checkpoint_is_resumed_from_and_the_newest_of_those(tmp_path):
-    assert training.newest_complete(tmp_path) is None
+    assert loop.newest_complete(tmp_path) is None
     for step in (9, 30, 100, 300):  # from the last step on there is nothing to train
-        training.mark_complete(checkpoint(tmp_path, step))
+        loop.mark_complete(checkpoint(tmp_path, step))
     checkpoint(tmp_path, 200)  # the kill came before its marker
-    assert training.newest_complete(tmp_path).name == "checkpoint-100"
+    assert loop.newest_complete(tmp_path).name == "checkpoint-100"
     (tmp_path / "checkpoint-100" / "optimizer.pt").unlink()
-    assert training.newest_complete(tmp_path).name == "checkpoint-30"
+    assert loop.newest_complete(tmp_path).name == "checkpoint-30"
     (tmp_path / "checkpoint-30" / "adapter_model.safetensors").write_bytes(b"x")
-    assert training.newest_complete(tmp_path).name == "checkpoint-9"
-    (tmp_path / "checkpoint-9" / training.MARKER).write_text('{"optimizer.pt": 9')
-    assert training.newest_complete(tmp_path) is None
+    assert loop.newest_complete(tmp_path).name == "checkpoint-9"
+    (tmp_path / "checkpoint-9" / loop.MARKER).write_text('{"optimizer.pt": 9')
+    assert loop.newest_complete(tmp_path) is None
 
 
 def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(tmp_path, model_folder, monkeypatch):
@@ -170,9 +171,9 @@ def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(tmp_path, mode
         return real(what, path, *rest, **more)
 
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(training.TrainingError, match=r"no space left on the disk.*step 3 is whole: free some and run again"):
+    with pytest.raises(loop.TrainingError, match=r"no space left on the disk.*step 3 is whole: free some and run again"):
         train("sft", tmp_path, model_folder)
-    assert training.newest_complete(tmp_path).name == "checkpoint-3"
+    assert loop.newest_complete(tmp_path).name == "checkpoint-3"
     monkeypatch.setattr(torch, "save", real)
     shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
     train("sft", tmp_path, model_folder)
@@ -184,12 +185,12 @@ def test_a_warmup_that_outlasts_the_training_is_refused(tmp_path, model_folder, 
     monkeypatch.setitem(RECIPE, "steps", None)
     monkeypatch.setitem(RECIPE, "epochs", 1.0)
     monkeypatch.setitem(RECIPE, "warmup_steps", 100)
-    with pytest.raises(training.TrainingError, match="warmup_steps=100 outlasts the training of 8 steps"):
+    with pytest.raises(loop.TrainingError, match="warmup_steps=100 outlasts the training of 8 steps"):
         train("sft", tmp_path, model_folder)
 
 
 def test_without_a_gpu_plain_adamw_stands_in_for_the_paged_one():
-    assert training.usable_optimizer("paged_adamw_8bit") == "adamw_torch"
+    assert loop.usable_optimizer("paged_adamw_8bit") == "adamw_torch"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from bezoar_utils import evol, lamini, orca
+from bezoar_utils.schemes import evol, lamini, orca
 
 # ----------------------------------------------------------------------------------------------------------- LaMini
 

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bezoar_utils import files, sources
-from bezoar_utils.sources import SourceError, full_revision, locate, read, read_rows, sample, sample_parquet
+from bezoar_utils.data import sources
+from bezoar_utils.data.sources import SourceError, full_revision, locate, read, read_rows, sample, sample_parquet
+from bezoar_utils.study import files
 
 ROWS = [
     {"instruction": 'Say "hi",\nthen\tstop.', "context": "", "response": "hi", "number": 1},

@@ -2,9 +2,10 @@ import json
 
 import pytest
 
-from bezoar_utils import files, run, stage
-from bezoar_utils.profile import ProfileError, load_profile, stage_parameters
-from bezoar_utils.stage import StageError, open_stage, stale_reason, verify
+from bezoar_utils import run
+from bezoar_utils.study import files, stage
+from bezoar_utils.study.profile import ProfileError, load_profile, stage_parameters
+from bezoar_utils.study.stage import StageError, open_stage, stale_reason, verify
 
 
 @pytest.fixture
@@ -95,18 +96,18 @@ def test_a_damaged_proof_is_no_proof(home, monkeypatch):
 def test_changed_helper_code_and_notebook_are_named(home, monkeypatch):
     folder = finish("00_miniature", monkeypatch)
     record = json.loads((folder / "stage.json").read_text())
-    files.write_json(folder / "stage.json", record | {"code": {"bezoar_utils/lamini.py": "0" * 64}})
-    assert reason("00_miniature") == "bezoar_utils/lamini.py changed"
+    files.write_json(folder / "stage.json", record | {"code": {"bezoar_utils/schemes/lamini.py": "0" * 64}})
+    assert reason("00_miniature") == "bezoar_utils/schemes/lamini.py changed"
     files.write_json(folder / "stage.json", record | {"notebook": "0" * 64})
     assert reason("00_miniature") == "its notebook changed"
 
 
 def test_the_record_names_the_helper_code_that_was_loaded(home, monkeypatch):
-    import bezoar_utils.lamini  # noqa: F401
+    import bezoar_utils.schemes.lamini  # noqa: F401
 
     record = json.loads((finish("00_miniature", monkeypatch) / "stage.json").read_text())
-    assert "bezoar_utils/lamini.py" in record["code"]
-    assert "bezoar_utils/stage.py" not in record["code"]
+    assert "bezoar_utils/schemes/lamini.py" in record["code"]
+    assert "bezoar_utils/study/stage.py" not in record["code"]
     assert {"parameters", "inputs", "outputs", "versions", "git_commit", "seed", "wall_seconds", "counts"} <= set(record)
 
 

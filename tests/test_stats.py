@@ -3,8 +3,8 @@ import random
 
 import pytest
 
-from bezoar_utils import claims
-from bezoar_utils.stats import agreement, bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
+from bezoar_utils.evaluation import claims
+from bezoar_utils.evaluation.stats import agreement, bootstrap_difference, bootstrap_mean, no_loss_verdict, verdict
 
 
 def test_interval_agrees_with_the_normal_approximation():
@@ -185,6 +185,6 @@ def test_a_csv_of_the_papers_values_that_cannot_be_trusted_is_refused(tmp_path, 
 
 
 def test_the_committed_csv_of_the_papers_values_can_be_read():
-    from bezoar_utils.profile import CODE
+    from bezoar_utils.study.profile import CODE
 
     claims.read_paper_values(CODE / "profiles" / "paper_values.csv")

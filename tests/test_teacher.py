@@ -4,12 +4,13 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
-from bezoar_utils import endpoint as endpoint_module
-from bezoar_utils import files, teacher
-from bezoar_utils.endpoint import EndpointError
-from bezoar_utils.generation import row_seeds
-from bezoar_utils.models import load_model
-from bezoar_utils.teacher import Teacher
+from bezoar_utils.calls import endpoint as endpoint_module
+from bezoar_utils.calls import teacher
+from bezoar_utils.calls.endpoint import EndpointError
+from bezoar_utils.calls.teacher import Teacher
+from bezoar_utils.study import files
+from bezoar_utils.training.generation import row_seeds
+from bezoar_utils.training.models import load_model
 
 PROMPTS = ["Where does one live?", "Name it.", "a", "What is the opposite of big?", "Add 2 plus 3."]
 SETTINGS = {
@@ -140,7 +141,7 @@ def test_the_wrapper_is_for_raw_prompts_only(stage, local, monkeypatch):
 
 
 def test_local_texts_are_those_of_the_rows_own_seeds(stage, local, model_folder, tokenizer):
-    from bezoar_utils.generation import generate_batch
+    from bezoar_utils.training.generation import generate_batch
 
     model = load_model(model_folder)
     sampling = {k: SETTINGS[k] for k in ("max_new_tokens", "temperature", "top_p")}

@@ -1,4 +1,4 @@
-from bezoar_utils.template import DEFAULT_SYSTEM, clean_response, render_prompt
+from bezoar_utils.data.template import DEFAULT_SYSTEM, clean_response, render_prompt
 
 
 def test_prompt_is_the_released_checkpoints_template_to_the_letter():

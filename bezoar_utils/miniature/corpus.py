@@ -6,8 +6,8 @@ Each function takes its own `random.Random`, so that one more row of one kind ch
 import random
 from pathlib import Path
 
-from .. import evol, lamini, orca
-from ..template import render_prompt
+from ..data.template import render_prompt
+from ..schemes import evol, lamini, orca
 from .world import (
     ATTRIBUTES,
     FAMILIES,

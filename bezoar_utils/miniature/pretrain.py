@@ -9,8 +9,8 @@ import math
 import random
 import re
 
-from ..precision import autocast
-from ..template import render_prompt
+from ..data.template import render_prompt
+from ..training.precision import autocast
 from . import corpus
 from .world import SYLLABLES, World
 
@@ -44,7 +44,7 @@ def train_tokenizer(world: World, texts: list[str], prompts: list[str], vocabula
 
 def study_prompts(world: World, n_lessons: int, rng: random.Random) -> list[str]:
     """Texts in the study's formats, for the tokenizer's eyes only."""
-    from ..orca import SYSTEM_MESSAGES
+    from ..schemes.orca import SYSTEM_MESSAGES
 
     templates = [render_prompt("", system) for system in SYSTEM_MESSAGES.values()]
     return templates * 10 + ["\n".join(corpus.lesson(world, rng)) for _ in range(n_lessons)]

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from .. import judge, local_server
+from ..calls import judge, local_server
 from . import oracle
 from .world import World, build_world
 

@@ -11,21 +11,22 @@ from pathlib import Path
 
 import yaml
 
-from .. import files, local_server
-from ..profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
-from ..refusals import hub_models, require_possible
-from ..sources import SourceError
-from ..stage import RUNS
-from . import account, cut, stage_set
+from ..calls import local_server
+from ..data.sources import SourceError
+from ..planning.preflight import hub_models, require_possible
+from ..study import files
+from ..study.profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
+from ..study.stage import RUNS
+from . import fake_hub_files, shrink, summary
+from .fake_endpoints import open_voices
 from .hub import open_hub
-from .voices import open_voices
 
 ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def needs_stand_ins(profile: Profile) -> bool:
     values = profile.model_dump(mode="json")
-    return bool(hub_models(profile) or cut.remote_endpoints(values) or any(s["hub"] for s in cut.sources(values).values()))
+    return bool(hub_models(profile) or shrink.remote_endpoints(values) or any(s["hub"] for s in shrink.sources(values).values()))
 
 
 def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
@@ -42,12 +43,12 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     folder, started = RUNS / (REHEARSAL + name), time.time()
     begin_anew(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
-    hub = open_hub(stage_set.build(profile, folder / "hub", own_data))
+    hub = open_hub(fake_hub_files.build(profile, folder / "hub", own_data))
     asked = profile.model_dump(mode="json")
-    models = tuple(sorted({one["model"] for one in cut.remote_endpoints(asked).values()}))
-    voices = [open_voices(models) for _ in range(cut.servers(asked))]
-    values = cut.rehearsed(profile, [local_server.address(voice) for voice in voices], stage_set.harness_tasks(profile))
-    stage_set.cut_local_files(values, folder / "data")
+    models = tuple(sorted({one["model"] for one in shrink.remote_endpoints(asked).values()}))
+    voices = [open_voices(models) for _ in range(shrink.servers(asked))]
+    values = shrink.rehearsed(profile, [local_server.address(voice) for voice in voices], fake_hub_files.harness_tasks(profile))
+    fake_hub_files.cut_local_files(values, folder / "data")
     values = Profile.model_validate(values).model_dump(mode="json")
     files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
     for server in (hub, *voices):
@@ -67,7 +68,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
         env=environment(profile, folder, f"http://127.0.0.1:{hub.server_port}"),
         check=False,
     ).returncode
-    account.write(name, profile, values, time.time() - started, finished=code == 0)
+    summary.write(name, profile, values, time.time() - started, finished=code == 0)
     return code
 
 
@@ -82,7 +83,7 @@ def begin_anew(folder: Path) -> None:
 def environment(profile: Profile, folder: Path, hub: str) -> dict[str, str]:
     """The run's environment: nothing leaves the machine, and no real key or cache is within its reach."""
     kept = {k: v for k, v in os.environ.items() if k not in (*ONLINE, "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    asked = cut.remote_endpoints(profile.model_dump(mode="json")).values()
+    asked = shrink.remote_endpoints(profile.model_dump(mode="json")).values()
     keys = {one["endpoint"]["api_key_env"]: "rehearsal" for one in asked if one["endpoint"]["api_key_env"]}
     cache = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
     own = {"BEZOAR_HUB_LOCK": str(folder / "hub.lock.json"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}

@@ -11,7 +11,7 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from .. import files
+from ..study import files
 
 REPOSITORY = r"(?:(models|datasets)/)?([\w.-]+/[\w.-]+)"
 INFORMATION = re.compile(rf"/api/{REPOSITORY}(?:/revision/([^/]+))?")

@@ -9,9 +9,9 @@ import random
 from itertools import pairwise
 from pathlib import Path
 
-from .. import files
-from ..orca import SYSTEM_MESSAGES
-from ..template import render_prompt
+from ..data.template import render_prompt
+from ..schemes.orca import SYSTEM_MESSAGES
+from ..study import files
 from . import rows
 
 VOCABULARY = 640

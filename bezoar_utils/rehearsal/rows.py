@@ -5,7 +5,8 @@ import json
 import random
 from pathlib import Path
 
-from .. import files, sources
+from ..data import sources
+from ..study import files
 
 WORDS = """apple river stone window garden letter music winter bridge market silver cotton forest island captain kitchen doctor
 engine candle harbour mountain village teacher painter history number pattern signal planet valley orange bottle paper ladder

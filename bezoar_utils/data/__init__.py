@@ -1,0 +1,1 @@
+"""Rows before training: the prompt template, sources, filters, preference pairs."""

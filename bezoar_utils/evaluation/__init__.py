@@ -1,0 +1,1 @@
+"""What is measured: benchmarks, two-turn questions, intervals, claims, ablations."""

@@ -1,0 +1,1 @@
+"""Before anything runs: calls, memory, hours, what cannot work, what this machine lacks."""

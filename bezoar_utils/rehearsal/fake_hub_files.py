@@ -1,0 +1,47 @@
+"""The stand-ins on disk: repositories for every hub id of a profile, and the first rows of its local files."""
+
+from pathlib import Path
+
+from ..planning.preflight import hub_models
+from ..study.profile import ROOT, Profile
+from . import models, rows, shrink
+from .hub import Repositories
+
+
+def harness_tasks(profile: Profile) -> list[str]:
+    """Those of the profile's harness tasks whose data sets have a stand-in."""
+    return [] if profile.evaluation.tasks_from else [name for name in profile.evaluation.tasks if name in rows.TASKS]
+
+
+def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories:
+    """Every repository a profile names. `own_data`/<set>/<file>, where it exists, gives the rows instead of made-up ones.
+
+    Raises SourceError for a file there that cannot be read.
+    """
+    repositories = Repositories(folder)
+    for name, revision in hub_models(profile).items():
+        teaches = profile.teacher.endpoint is None and name == profile.teacher.model
+        models.write_model(name, repositories.add("models", name, revision), teaches)
+    for place, source in shrink.sources(profile.model_dump(mode="json")).items():
+        if source["hub"]:
+            revision = source["revision"] or source["expect_prefix"].ljust(40, "0")
+            target = repositories.add("datasets", source["hub"], revision)
+            for pattern, name in zip(source["files"], file_names(source)):
+                own = sorted((own_data / source["hub"]).glob(pattern)) if own_data else []
+                rows.write(target / name, rows.first_rows(own[0]) if own else rows.made(place, source))
+    rows.write_tasks(harness_tasks(profile), lambda data_set: repositories.add("datasets", data_set, "0" * 40))
+    return repositories
+
+
+def file_names(source: dict) -> list[str]:
+    """A source's files, a made-up name for each pattern."""
+    return [name.replace("*", "part-0") for name in source["files"]]
+
+
+def cut_local_files(values: dict, folder: Path) -> None:
+    """Let every source that is a local file be its first rows. Raises SourceError for a file that cannot be read."""
+    for place, source in shrink.sources(values).items():
+        if source["file"] and (ROOT / source["file"]).is_file():
+            short = folder / f"{place}{''.join(Path(source['file']).suffixes[-2:])}"
+            rows.write(short, rows.first_rows(ROOT / source["file"]))
+            shrink.put(values, f"{place}.file", str(short.relative_to(ROOT)))

@@ -1,0 +1,1 @@
+"""Tokens, labels, precision, models, sampling, SFT and DPO."""

@@ -1,0 +1,296 @@
+"""The one place where models are loaded, adapted and merged."""
+
+import os
+import re
+from pathlib import Path
+
+from ..study import files
+from ..study.profile import REHEARSAL, ROOT, STAGES, ProfileError
+from .precision import current, resolve
+from .precision import use as use_precision
+
+
+def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
+    """torch, with a fixed number of CPU threads and a precision (both part of what makes a run repeatable) and quiet libraries.
+
+    What was chosen, and why, is noted in `stage`. Raises precision.PrecisionError for one that this device does not have.
+    """
+    import torch
+    import transformers
+
+    chosen = use_precision(precision)
+    if stage:
+        stage.note("precision", chosen._asdict())
+    torch.set_num_threads(threads)
+    transformers.set_seed(seed)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return torch
+
+
+def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str]:
+    """(folder, identity by content) of an earlier stage's model, of a local folder, or of a hub id at a pinned commit.
+
+    Raises ProfileError for a hub id without a full commit hash.
+    """
+    if reference.split("/")[0] in STAGES:
+        path = stage.input(reference)
+        recorded = {name: sha for name, sha in stage.inputs.items() if name.startswith(f"{reference}/")}
+        return path, files.sha256_json(recorded)
+    if (ROOT / reference).is_dir():
+        contents = {p.name: files.sha256_file(p) for p in sorted((ROOT / reference).iterdir()) if p.is_file()}
+        return ROOT / reference, files.sha256_json(contents)
+    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        raise ProfileError(f"{reference} is no stage's model and no folder; as a hub id it needs its full commit hash as revision")
+    from huggingface_hub import snapshot_download
+
+    files_of = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=files_of))
+    converted = converted_folder(stage.profile) / f"{reference.replace('/', '--')}@{revision}"
+    return safe_weights(folder, converted), f"{reference}@{revision}"
+
+
+def converted_folder(profile: str) -> Path:
+    """Shared by all profiles, but a rehearsal's stand-in must never be found under a real model's name."""
+    return ROOT / "runs" / profile / "models" if profile.startswith(REHEARSAL) else ROOT / "runs" / "models"
+
+
+def safe_weights(folder: Path, converted: Path) -> Path:
+    """The folder itself if it holds safetensors, else a copy whose pinned `.bin` weights are safetensors, made once.
+
+    OpenLLaMA 3B v2 has only `.bin`, a pickle: it is read with weights_only=True, which runs no code. The copy notes the
+    SHA256 of what it was made from.
+    """
+    if list(folder.glob("*.safetensors")) or (converted / "made_from.json").exists():
+        return converted if (converted / "made_from.json").exists() else folder
+    import shutil
+
+    import torch
+    from safetensors.torch import save_file
+
+    converted.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path.suffix != ".bin" and path.name != "pytorch_model.bin.index.json":
+            shutil.copy(path, converted / path.name)
+    shards = sorted(folder.glob("pytorch_model*.bin"))
+    if not shards:
+        raise ProfileError(f"{folder.name} holds no weights")
+    weights = {name: value.clone() for shard in shards for name, value in torch.load(shard, "cpu", weights_only=True).items()}
+    save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
+    files.write_json(converted / "made_from.json", {path.name: files.sha256_file(path) for path in shards})
+    return converted
+
+
+def load_tokenizer(path: Path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    from .labels import check_tokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if tokenizer.pad_token is None:  # OpenLLaMA's names none; the authors took the id that the model's configuration names [A]
+        padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
+    check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def load_model(path: Path, quantisation: dict | None = None, packed: bool = False):
+    """A causal LM from safetensors in float32, or in 4 bits when `quantisation` is given.
+
+    A CPU that computes in float32 unpacks 4-bit weights once, here, and not at every token: the rounding stays, losses and
+    gradients are equal to the last bit, a LoRA step is 1.4 times and generation 2.5 times as fast. `packed` keeps them in 4 bits.
+
+    On CPUs with AVX512-BF16, bitsandbytes re-packs 4-bit weights at the first forward in eval mode and later trains with an
+    op that has no gradient: gradients were 63 % wrong (relative norm), silently. The packing is switched off here.
+    """
+    import gc
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    gc.collect()  # modules hold each other: a model nobody names any more goes before the next one comes
+    # one process a GPU: accelerate tells each which is its own
+    device = {"": int(os.environ.get("LOCAL_RANK", "0"))} if torch.cuda.is_available() else {"": "cpu"}
+    options = {"dtype": torch.float32, "device_map": device, "use_safetensors": True, "trust_remote_code": False}
+    if quantisation:
+        options["quantization_config"] = _four_bit(quantisation)
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if quantisation:
+        keep_weights_unpacked(model)
+    unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"
+    return dequantised(model) if unpack else model
+
+
+def dequantised(model):
+    """A 4-bit model's rounded weights in float32, on plain layers; `rounded_by` says how they were rounded."""
+    import torch
+
+    rounded_by = str(model.config.quantization_config)
+    model = model.dequantize(torch.float32).to(torch.float32)
+    model.rounded_by = rounded_by
+    model.is_loaded_in_4bit = False  # stays behind, and TRL would round what trains to bfloat16
+    return model
+
+
+def with_adapter(base: Path, adapter: Path | None, quantisation: dict | None):
+    """The base, with a saved adapter to train on if one is given."""
+    from peft import PeftModel
+
+    model = load_model(base, quantisation)
+    return PeftModel.from_pretrained(model, adapter, is_trainable=True) if adapter else model
+
+
+def _four_bit(quantisation: dict):
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantisation["type"],
+        bnb_4bit_use_double_quant=quantisation["double"],
+        bnb_4bit_compute_dtype=getattr(torch, resolve(quantisation["compute_dtype"])),
+    )
+
+
+def keep_weights_unpacked(model) -> None:
+    import bitsandbytes as bnb
+
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def lora_config(lora: dict):
+    """LoRA as the authors trained it: r 16, alpha 16, dropout 0.05, no bias, on q, k and v (model card, confidence C)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=lora["r"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=list(lora["target_modules"]),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapter_values(model) -> dict:
+    """The trainable values by name, copied, for `claim_adapter` after a trainer has had its hands on them."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def claim_adapter(model, values: dict) -> int:
+    """Make the adapter float32, as the authors' 32 MB files show, with `values` (of a carried adapter) put back exactly.
+
+    TRL 1.16 casts LoRA weights on a 4-bit base to bfloat16 without a word: a carried adapter would be rounded at each
+    stage. Returns the number of trainable values; raises ProfileError when there are none.
+    """
+    import torch
+
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not trainable:
+        raise ProfileError("lora.target_modules matches no layer of the base model")
+    for name, parameter in trainable.items():
+        parameter.data = values.get(name, parameter.data).to(torch.float32)
+    return sum(p.numel() for p in trainable.values())
+
+
+MERGES = ("dequantised", "into_4bit", "full_precision")
+
+
+def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
+    """The adapter merged into the base, one of `MERGES`.
+
+    `dequantised`: onto the 4-bit base as float, which is the model that was trained. `into_4bit`: PEFT's merge into the 4-bit
+    weights, which rounds the sum to 4 bits again. `full_precision`: onto the base as it came, as the authors did in fp16.
+    """
+    from peft import PeftModel
+
+    model = load_model(base, None if onto == "full_precision" else quantisation, packed=True)
+    if onto == "dequantised":
+        model = dequantised(model)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+
+
+def merge_differences(trained, merged: dict, tokenizer, texts: list[str]) -> dict[str, float]:
+    """How far each merged model's logits are from the model as trained: relative Frobenius norm over `texts`."""
+    import torch
+
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    keep = batch["attention_mask"].bool()
+
+    def logits(model):
+        with torch.no_grad():
+            return model.eval()(**batch.to(model.device)).logits.float().cpu()[keep]
+
+    wanted = logits(trained)
+    return {name: float((logits(model) - wanted).norm() / wanted.norm()) for name, model in merged.items()}
+
+
+def merge_table(
+    trained, base: Path, adapter: Path, quantisation: dict, tokenizer, texts: list[str], prompts: list[str], max_new_tokens: int
+) -> list[dict]:
+    """Each way of merging against the model as trained: logits over `texts`, and greedy answers to `prompts`.
+
+    The merged models are made one after another: of a 3B base no two float copies need fit into memory.
+    """
+    import gc
+
+    from .generation import generate
+
+    said = generate(trained, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
+    rows = []
+    for way in MERGES:
+        model = merge(base, adapter, quantisation, way)
+        answers = generate(model, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
+        rows.append(
+            {
+                "merged": way,
+                "relative difference of logits": merge_differences(trained, {way: model}, tokenizer, texts)[way],
+                "same greedy answers": sum(map(str.__eq__, answers, said)) / len(prompts),
+                "n": len(prompts),
+            }
+        )
+        del model
+        gc.collect()  # modules hold each other, so the name alone does not hold the memory
+    return rows
+
+
+def save_model(model, tokenizer, folder: Path) -> None:
+    """Weights as safetensors; beside them tokenizer, the study's prompt template and how to generate: sampling, as the
+    authors' card says [C]. Its `max_new_tokens` of 1,024 is left to the caller: stored, it would overrule the `max_length`
+    that LM Eval Harness asks for, and every reply of a benchmark would run on to it."""
+    from transformers import GenerationConfig
+
+    from ..data.template import DEFAULT_SYSTEM, TEMPLATE
+
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    GenerationConfig(**tokens, do_sample=True).save_pretrained(folder)
+    files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})
+
+
+def require_template(folder: Path) -> Path:
+    """The checkpoint's folder. Raises ValueError when it carries no prompt template, or another than the study's: asked in a
+    form that it was not trained on, a model would be measured wrong and nobody would see it."""
+    from ..data.template import DEFAULT_SYSTEM, TEMPLATE
+
+    path = folder / "prompt_template.json"
+    if not path.exists():
+        raise ValueError(
+            f"{folder.name} has no prompt_template.json beside its weights: in which form it wants to be asked is unknown"
+        )
+    if files.read_json(path) != {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM}:
+        raise ValueError(f"{folder.name} was trained with another prompt template than this study's; see its prompt_template.json")
+    return folder
+
+
+def locate_checkpoints(stage, checkpoints: dict[str, dict]) -> dict[str, tuple[Path, str]]:
+    """name -> (folder, identity) of a profile's `checkpoints`, the base first. Raises ValueError as `require_template` does
+    for a tuned one of our own; the authors' carry no template file, but theirs is the study's [C]."""
+    found = {name: locate_model(stage, c["model"], c["revision"]) for name, c in checkpoints.items()}
+    for name in list(found)[1:]:
+        if checkpoints[name]["revision"] is None:
+            require_template(found[name][0])
+    return found

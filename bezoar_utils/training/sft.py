@@ -1,0 +1,76 @@
+"""Supervised fine-tuning through TRL, with the labels and the adapter we say it has.
+
+Rows reach TRL already tokenised by `labels.py`, so that no library default decides what is trained.
+"""
+
+from pathlib import Path
+
+from .labels import check_batch, sft_example
+from .loop import TrainingError, arguments, run
+from .models import adapter_values, claim_adapter, lora_config
+from .precision import autocast
+
+
+def sft_examples(tokenizer, rows: list[dict], recipe: dict) -> tuple[list[dict], int]:
+    """Tokenised rows (of `prompt`, `response`) and how many did not fit into `max_length`."""
+    examples = [sft_example(tokenizer, r["prompt"], r["response"], recipe["max_length"], recipe["loss_on"]) for r in rows]
+    kept = [e for e in examples if e is not None]
+    if not kept:
+        raise TrainingError(f"no row fits into max_length={recipe['max_length']} tokens")
+    return kept, len(rows) - len(kept)
+
+
+def train_sft(
+    model,
+    tokenizer,
+    training: list[dict],
+    validation: list[dict],
+    recipe: dict,
+    *,
+    lora: dict,
+    responses: set[str] | list[str],
+    folder: Path,
+    seed: int,
+    progress,
+) -> tuple[object, list[dict]]:
+    """(model with its adapter, log rows). `model` is a base, which gets a fresh adapter, or carries one already.
+
+    The optimizer and schedule are fresh, the first batch is checked against `responses`, and the adapter with the lowest
+    validation loss is the one returned (the authors' `load_best_model_at_end`).
+    """
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl import SFTConfig, SFTTrainer
+
+    carried = isinstance(model, PeftModel)
+    values = adapter_values(model) if carried else {}
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(**arguments(recipe, folder, seed), max_length=None, packing=False),
+        train_dataset=Dataset.from_list(training),
+        eval_dataset=Dataset.from_list(validation),
+        processing_class=tokenizer,
+        peft_config=None if carried else lora_config(lora),
+    )
+    claim_adapter(trainer.model, values)
+    check_batch(tokenizer, next(iter(trainer.get_train_dataloader())), responses, recipe["loss_on"])
+    return run(trainer, recipe, progress)
+
+
+def mean_loss(model, tokenizer, examples: list[dict], batch_size: int = 32) -> float:
+    """Mean loss in nats per supervised token over tokenised rows, padded on the right."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    total = count = 0
+    model.eval()
+    for start in range(0, len(examples), batch_size):
+        some = examples[start : start + batch_size]
+        ids = pad_sequence([torch.tensor(e["input_ids"]) for e in some], True, tokenizer.pad_token_id)
+        labels = pad_sequence([torch.tensor(e["labels"]) for e in some], True, -100)
+        mask = pad_sequence([torch.ones(len(e["input_ids"]), dtype=torch.long) for e in some], True, 0)
+        supervised = int((labels[:, 1:] != -100).sum())
+        with torch.no_grad(), autocast(model.device.type):
+            loss = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), labels=labels.to(model.device)).loss
+        total, count = total + float(loss) * supervised, count + supervised
+    return total / count

@@ -1,0 +1,180 @@
+import random
+from fractions import Fraction
+
+import pytest
+from rouge_score import rouge_scorer
+
+from bezoar_utils.data import filters
+from bezoar_utils.data.filters import EvaluationIndex, NearCopies, contamination, names_any, seen_in_flan, select
+
+NO_EVALUATION = EvaluationIndex({}, 8)
+
+
+def row(instruction, response="r", status="Accept", system=""):
+    return {"system": system, "instruction": instruction, "response": response, "status": status}
+
+
+# ----------------------------------------------------------------------------------------------------------- near-copies
+
+
+def word_pairs(n: int):
+    """Pairs of word sequences, from unrelated to nearly equal."""
+    rng = random.Random(11)
+    vocabulary = [f"w{i}" for i in range(30)]
+    for _ in range(n):
+        one = rng.choices(vocabulary, k=rng.randint(1, 24))
+        two = [w for w in one if rng.random() > 0.15]
+        for _ in range(rng.randint(0, 4)):
+            two.insert(rng.randint(0, len(two)), rng.choice(vocabulary))
+        yield one, two if two and rng.random() < 0.9 else rng.choices(vocabulary, k=rng.randint(1, 24))
+
+
+def test_near_is_what_the_rouge_score_package_calls_near_also_right_at_the_threshold():
+    scorer = rouge_scorer.RougeScorer(["rougeL"])
+    decisions, at_the_threshold = [], 0
+    for one, two in word_pairs(1500):
+        measured = scorer.score(" ".join(one), " ".join(two))["rougeL"].fmeasure
+        common = round(measured * (len(one) + len(two)) / 2)
+        exact = Fraction(2 * common, len(one) + len(two))
+        assert float(exact) == pytest.approx(measured)
+        for threshold in ("0.5", "0.7", "0.8", "0.95", "1"):
+            near = NearCopies(float(threshold), [" ".join(one)]).holds(" ".join(two))
+            assert near == (exact >= Fraction(threshold)), (one, two, threshold)
+            decisions.append(near)
+            at_the_threshold += exact == Fraction(threshold)
+    assert 0.1 < sum(decisions) / len(decisions) < 0.9 and at_the_threshold > 50
+
+
+def test_a_text_is_compared_with_every_text_before_it():
+    near = NearCopies(0.7, ["name one of the rivers"])
+    near.add("Add two and three please")
+    assert near.holds("add two and three, PLEASE!") and near.holds("name one of these rivers") and not near.holds("Name a lake")
+
+
+def test_nothing_is_near_to_no_texts():
+    assert not NearCopies(0.1).holds("anything")
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def test_a_shared_run_of_n_words_is_an_overlap_and_a_shorter_one_is_none():
+    index = EvaluationIndex({"t": ["one two three four five six"]}, 4)
+    assert index.tasks_met("say: Two, three; FOUR five!") == {"t"}
+    assert index.tasks_met("one two three and four five six") == set()
+    assert index.tasks_met("one two three", "four five six") == set()  # a run does not go on in the next text
+
+
+def test_a_shorter_item_is_looked_for_whole_and_a_very_short_one_not_at_all():
+    index = EvaluationIndex({"whole": ["who killed the king"], "short": ["the king"], "empty": ["?"]}, 8)
+    assert index.tasks_met("Tell me who killed the king please") == {"whole"}
+    assert index.tasks_met("who killed the queen", "the king") == set()
+    assert EvaluationIndex({"half": ["a b c d"], "less": ["e f g"]}, 8).tasks_met("a b c d e f g") == {"half"}
+    assert EvaluationIndex({"half": ["a b c d"], "less": ["e f g"]}, 9).tasks_met("a b c d e f g") == set()
+
+
+def test_overlaps_are_those_a_plain_search_finds():
+    rng = random.Random(3)
+    some = lambda: " ".join(rng.choices("a b c".split(), k=rng.randint(0, 9)))  # noqa: E731
+    for n in (2, 4, 5):
+        tasks = {f"t{i}": [some(), some()] for i in range(6)}
+        index = EvaluationIndex(tasks, n)
+        for _ in range(60):
+            text, expected = some(), set()
+            for task, items in tasks.items():
+                for item in map(str.split, items):
+                    length = min(n, len(item))
+                    parts = [" ".join(item[i : i + length]) for i in range(len(item) - length + 1)]
+                    if len(item) >= n / 2 and any(f" {part} " in f" {text} " for part in parts):
+                        expected.add(task)
+            assert index.tasks_met(text) == expected
+
+
+def test_the_table_counts_the_rows_of_each_set_that_overlap_with_each_task():
+    tasks = {"rivers": ["which river runs through paris", "which river runs through rome"], "sums": ["how much is two plus two"]}
+    sets = {
+        "one": [
+            row("Which river runs through Paris or Rome?"),
+            row("Say: which river runs through it", "how much is two plus two"),
+        ],
+        "two": [row("nothing of the kind")],
+        "none": [],
+    }
+    assert contamination(sets, tasks, 4) == [
+        {"task": "rivers", "items": 2, "one": 2, "two": 0, "none": 0},
+        {"task": "sums", "items": 1, "one": 1, "two": 0, "none": 0},
+    ]
+
+
+@pytest.mark.parametrize("task", ["arc_challenge", "boolq", "gsm8k_cot", "hellaswag", "winogrande", "triviaqa", "drop"])
+def test_benchmarks_that_flan_was_built_from_are_marked(task):
+    assert seen_in_flan(task) == seen_in_flan(task.upper()) == "yes"
+
+
+@pytest.mark.parametrize("task", ["mmlu", "truthfulqa_mc2", "mini_answers", "two-turn questions", "lambada_openai", "humaneval"])
+def test_other_benchmarks_are_not(task):
+    assert seen_in_flan(task) == "no"
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+def test_a_subject_counts_as_whole_words_only():
+    assert names_any("What is 3 plus 4?", {"3 plus 4"})
+    assert not names_any("What is 13 plus 4?", {"3 plus 4"})
+    assert not names_any("Mitosis", {"Mito"})
+
+
+def test_every_row_is_accepted_or_dropped_under_one_reason():
+    rows = [
+        row("Name a river in the north of Italy please."),
+        row("Name a river in the north of Italy please."),
+        row("Name a river in the north of Italy, please do."),
+        row("Name a lake.", status="Reject"),
+        row("Name a hill.", status=None),
+        row("Where does Mito live?"),
+        row("Tell me which of the five oceans is the deepest one."),
+        row("Of oceans?", "Say which of the five oceans is the deepest one."),
+    ]
+    evaluation = EvaluationIndex({"oceans": ["Which of the five oceans is the deepest one?"]}, 8)
+    kept, dropped = select(rows, evaluation, {"Mito"}, 0.9)
+    assert kept == [rows[0]]
+    assert dropped == {
+        "judge_failed": 1,
+        "judge_rejected": 1,
+        "copy": 1,
+        "near_copy": 1,
+        "names_held_out_subject": 1,
+        "overlaps_evaluation": 2,
+    }
+
+
+def test_a_row_that_is_dropped_makes_no_later_one_a_copy():
+    for first in (row("Name a river.", status="Reject"), row("Name a river.", status=None)):
+        assert select([first, row("Name a river.")], NO_EVALUATION, set(), 0.9)[0] == [row("Name a river.")]
+
+
+def test_another_system_message_makes_no_copy_but_a_near_copy():
+    _, dropped = select([row("Name a river."), row("Name a river.", system="Explain.")], NO_EVALUATION, set(), 0.9)
+    assert (dropped["copy"], dropped["near_copy"]) == (0, 1)
+
+
+def test_without_the_judge_the_same_hygiene_holds():
+    rows = [row("a b c", status="Reject"), row("a b c", status="Reject"), row("Mito?"), row("x y", status=None)]
+    kept, dropped = select(rows, NO_EVALUATION, {"Mito"}, 0.9, use_judge=False)
+    assert kept == [rows[0], rows[3]]
+    assert {k: n for k, n in dropped.items() if n} == {"copy": 1, "names_held_out_subject": 1}
+
+
+def test_each_of_many_random_rows_is_in_exactly_one_place():
+    rng = random.Random(8)
+    vocabulary = "name river lake Mito the king of old rome".split()
+    some = lambda: " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))  # noqa: E731
+    evaluation = EvaluationIndex({"t": ["the king of rome", "lake of old"]}, 3)
+    for use_judge in (True, False):
+        rows = [{"n": n} | row(some(), rng.choice("xyz"), rng.choice(["Accept"] * 3 + ["Reject", None])) for n in range(300)]
+        kept, dropped = select(rows, evaluation, {"Mito"}, 0.8, use_judge)
+        assert len(kept) + sum(dropped.values()) == len(rows) and set(dropped) == set(filters.REASONS)
+        assert [r["n"] for r in kept] == sorted({r["n"] for r in kept})
+        assert select(kept, evaluation, {"Mito"}, 0.8, use_judge) == (kept, dict.fromkeys(filters.REASONS, 0))
+        assert all(dropped[reason] for reason in filters.REASONS if use_judge or not reason.startswith("judge"))
