@@ -17,17 +17,19 @@ PYTHON = "3.11.7"
 FORBIDDEN = re.compile(r"^(nvidia-|cuda-|triton==)|https?://|file:", re.MULTILINE)
 
 
-# every pin would carry the two systems the lock is for
-SYSTEMS = re.compile(r"( ; | and \()sys_platform == 'darwin' or sys_platform == 'linux'\)?")
+# every pin would carry the Pythons and the two systems the lock is for
+BOUND, SYSTEMS = r"python_full_version < '3\.14'", r"\(sys_platform == 'darwin' or sys_platform == 'linux'\)"
+EVERYWHERE = re.compile(rf" ; {BOUND} and {SYSTEMS}|{BOUND} and | and {SYSTEMS}")
 
 
 def compile_pins() -> str:
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--fork-strategy", "fewest", "--python-version", PYTHON]
     command += ["--no-header", "--no-annotate", "--no-strip-extras", "--generate-hashes", "--no-emit-package", "torch"]
     command += ["requirements/torch.txt", "requirements/base.in"]
-    if os.environ.get("UPGRADE") != "yes":
-        command += ["--constraints", "requirements/constraints.txt"]
-    return SYSTEMS.sub("", subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True).stdout)
+    # without their markers: those would split the resolution into machines that torch has no wheel for
+    kept = "" if os.environ.get("UPGRADE") == "yes" else re.sub(" ; .*", "", (HERE / "constraints.txt").read_text())
+    command += ["--constraints", "-"]
+    return EVERYWHERE.sub("", subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True, input=kept).stdout)
 
 
 def main() -> int:
