@@ -29,7 +29,8 @@ def compile_pins() -> str:
     # without their markers: those would split the resolution into machines that torch has no wheel for
     kept = "" if os.environ.get("UPGRADE") == "yes" else re.sub(" ; .*", "", (HERE / "constraints.txt").read_text())
     command += ["--constraints", "-"]
-    return EVERYWHERE.sub("", subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True, input=kept).stdout)
+    result = subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True, input=kept)
+    return EVERYWHERE.sub("", result.stdout)
 
 
 def main() -> int:
