@@ -12,25 +12,13 @@ VENV        := .venv
 PY          ?= $(VENV)/bin/python
 RUN         := runs/$(PROFILE)
 
-# ------------------------------------------------------------------------------ the stages, in order, and what each reads
-STAGES := 00_miniature 10_lamini 11_orca 12_evol_instruct 20_judge_filter 30_sft 40_hh_sft 50_dpo \
-          60_benchmarks 61_mt_bench 70_loss_charts 75_filter 90_findings
-# the ablations are no part of the recipe; only `make ablations` runs them
-APART  := 80_ablations
-
-reads_10_lamini        := 00_miniature
-reads_11_orca          := 00_miniature
-reads_12_evol_instruct := 00_miniature
-reads_20_judge_filter  := 00_miniature 10_lamini 11_orca 12_evol_instruct
-reads_30_sft           := 00_miniature 20_judge_filter
-reads_40_hh_sft        := 00_miniature 30_sft
-reads_50_dpo           := 00_miniature 40_hh_sft
-reads_60_benchmarks    := 00_miniature 30_sft 40_hh_sft 50_dpo
-reads_61_mt_bench      := 00_miniature 30_sft 40_hh_sft 50_dpo
-reads_70_loss_charts   := 30_sft 40_hh_sft 50_dpo
-reads_75_filter        := 00_miniature 20_judge_filter
-reads_80_ablations     := 00_miniature 20_judge_filter 30_sft 40_hh_sft
-reads_90_findings      := 20_judge_filter 30_sft 50_dpo 60_benchmarks 61_mt_bench 75_filter
+# ------------------------------------------------------------------------------------------------- the stages, in order
+# notebooks/stages.csv says what each reads; `stage:read,read` below. Only `make ablations` runs those apart from the recipe.
+HERE    := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
+table    = $(shell awk -F, '$$8 == "$(1)" { gsub(" ", ",", $$5); print $$1 ":" $$5 }' "$(HERE)/notebooks/stages.csv")
+RECIPE  := $(call table,reproduce)
+APART   := $(call table,ablations)
+DAG     := $(RECIPE)
 
 # ----------------------------------------------------------------------------------------------------------------- plumbing
 SHELL := /bin/bash
@@ -39,13 +27,9 @@ SHELL := /bin/bash
 .SUFFIXES:
 .PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
-empty :=
-space := $(empty) $(empty)
 comma := ,
-DAG   := $(foreach s,$(STAGES),$(s):$(subst $(space),$(comma),$(strip $(reads_$(s)))))
 STUDY := $(PY) -m bezoar_utils.run
 FOR   := --profile $(PROFILE) --dag "$(DAG)"
-HERE  := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
 export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
 export BEZOAR_HOME := $(CURDIR)
 export BEZOAR_SEEDS := $(SEEDS)
@@ -91,21 +75,25 @@ $(error the study cannot start, see the line above)
 endif
 endif
 
-stages: $(STAGES:%=$(RUN)/%/stage.json)
+name   = $(firstword $(subst :, ,$(1)))
+reads  = $(subst $(comma), ,$(word 2,$(subst :, ,$(1))))
+proofs = $(foreach stage,$(1),$(RUN)/$(stage)/stage.json)
+
+stages: $(call proofs,$(foreach line,$(RECIPE),$(call name,$(line))))
 
 define stage_rule
-$(RUN)/$(1)/stage.json: $(reads_$(1):%=$(RUN)/%/stage.json) $(if $(filter $(1),$(STALE)),FORCE)
+$(call proofs,$(1)): $(call proofs,$(2)) $(if $(filter $(1),$(STALE)),FORCE)
 	@$(STUDY) stage $(1) $(FOR)
 endef
-$(foreach s,$(sort $(STAGES) $(APART)),$(eval $(call stage_rule,$(s))))
+$(foreach line,$(RECIPE) $(APART),$(eval $(call stage_rule,$(call name,$(line)),$(call reads,$(line)))))
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: some nine minutes more); with SEEDS=3 over three trainings each
-	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage STAGES="$(STAGES) $(APART)"
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage DAG="$(RECIPE) $(APART)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 .PHONY: ablations-stage
-ablations-stage: $(APART:%=$(RUN)/%/stage.json)
+ablations-stage: $(call proofs,$(foreach line,$(APART),$(call name,$(line))))
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE)

@@ -111,7 +111,7 @@ def run_stage(stage: str, profile_name: str, reads: list[str], dag: dict[str, li
     position = f"[{list(dag).index(stage) + 1}/{len(dag)}] {stage}"
     say(f"{position}: start{_expectation(profile_name, stage)}")
     with Heartbeat(position, folder, expected_seconds(profile_name, stage)):
-        execute(stage, profile_name, parameters, reads, folder, profile.offline)
+        execute(stage, profile_name, profile, reads, folder)
     seconds = time.time() - started
     complete(stage, folder, seconds)
     remember_time(profile_name, stage, seconds)
@@ -145,18 +145,21 @@ def literal_assignments(source: str, stage: str = "notebook") -> dict:
     return values
 
 
-def execute(stage: str, profile_name: str, parameters: dict, reads: list[str], folder: Path, offline: bool) -> None:
+def execute(stage: str, profile_name: str, profile: Profile, reads: list[str], folder: Path) -> None:
+    """Run the chapter into `chapter.partial.ipynb`. A setting of the kernels that is in the environment already is respected."""
     import papermill
 
     os.environ["BEZOAR_READS"] = " ".join(reads)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ |= WAITING | QUIET | (OFFLINE if offline else {})
+    kernels = precision.same_kernels(profile.precision, precision.cpu_flags())
+    os.environ |= WAITING | QUIET | (OFFLINE if profile.offline else {})
+    os.environ |= {name: value for name, value in kernels.items() if name not in os.environ}
     partial = folder / "chapter.partial.ipynb"
     try:
         papermill.execute_notebook(
             str(NOTEBOOKS / f"{stage}.ipynb"),
             str(partial),
-            parameters={"profile": profile_name, **parameters},
+            parameters={"profile": profile_name, **stage_parameters(profile, stage, short=True)},
             cwd=str(NOTEBOOKS),
             kernel_name="python3",
             progress_bar=False,

@@ -5,39 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from recipes import recipe, silent
 
 from bezoar_utils.data.template import render_prompt
 from bezoar_utils.training import dpo, loop, models
+from bezoar_utils.training.launch import Job
 
-RECIPE = {
-    "method": "dpo",
-    "beta": 0.1,
-    "nll_weight": 0.0,
-    "gamma": 1.0,
-    "sync_every": 2,
-    "sync_weight": 0.6,
-    "learning_rate": 5e-3,
-    "schedule": "linear",
-    "warmup_steps": 1,
-    "steps": 5,
-    "epochs": None,
-    "batch_size": 4,
-    "accumulation": 1,
-    "optimizer": "adamw_torch",
-    "max_length": 256,
-    "log_every": 1,
-    "validate_every": 5,
-    "gradient_checkpointing": False,
-}
+RECIPE = recipe("50_dpo", nll_weight=0.0, sync_every=2, steps=5, validate_every=5, seed=0)
 PAIRS = [
     {"prompt": render_prompt(f"Say number {i}."), "chosen": "Sure: yes" + " again" * (i % 4), "rejected": "Whatever: no"}
     for i in range(16)
 ]
 LOGGED = [f"rewards/{k}" for k in ("chosen", "rejected", "margins", "accuracies")] + ["logps/chosen", "logps/rejected", "loss"]
-
-
-def nothing(*_):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -46,21 +25,25 @@ def pairs(tokenizer):
 
 
 @pytest.fixture
-def settings(lora, tmp_path):
-    return {"lora": lora, "folder": tmp_path / "scratch", "seed": 0}
-
-
-@pytest.fixture
-def train(model_folder, quantisation, tokenizer, pairs, settings):
+def train(model_folder, quantisation, tokenizer, pairs, tmp_path):
     """Train on the pairs with some of the recipe changed, in a folder of its own (or it would resume): (model, log)."""
     runs = count()
 
     def train(examples=pairs, **changed):
-        model = models.load_model(model_folder, quantisation)
-        own = settings | {"folder": settings["folder"] / str(next(runs))}
-        return dpo.train_dpo(model, tokenizer, examples[4:], examples[:4], RECIPE | changed, **own, progress=nothing)
+        job = Job("dpo", model_folder, examples[4:], examples[:4], RECIPE | changed, tmp_path / "scratch" / str(next(runs)))
+        return dpo.train_model(models.load_model(model_folder, quantisation), tokenizer, job, silent)
 
     return train
+
+
+@pytest.fixture
+def trainer_for(model_folder, tokenizer, tmp_path):
+    """TRL's trainer for a model on pairs, with some of the recipe changed."""
+
+    def trainer_for(model, pairs, **changed):
+        return dpo.preference_trainer(model, tokenizer, Job("dpo", model_folder, pairs, pairs, RECIPE | changed, tmp_path))
+
+    return trainer_for
 
 
 @pytest.fixture
@@ -86,11 +69,10 @@ def test_the_loss_is_the_one_computed_by_hand():
     assert dpo.dpo_loss(same, same, same, same, beta=0.1)[0].tolist() == pytest.approx([math.log(2)] * 2)
 
 
-def test_the_loss_is_the_one_trl_trains_with(model_folder, tokenizer, pairs, settings):
+def test_the_loss_is_the_one_trl_trains_with(model_folder, pairs, trainer_for):
     """TRL's own `_compute_loss`, given a policy whose log-probs are made up."""
     cached = [pair | {"ref_chosen_logps": 0.0, "ref_rejected_logps": 0.0} for pair in pairs]
-    model = models.load_model(model_folder)
-    trainer = dpo.preference_trainer(model, tokenizer, cached, cached, RECIPE | {"beta": 0.3}, **settings)
+    trainer = trainer_for(models.load_model(model_folder), cached, beta=0.3)
     batch = trainer.data_collator(cached)
     mask = batch["completion_mask"][:, 1:]
     per_token = torch.randn(mask.shape, generator=torch.manual_seed(0)) * mask
@@ -136,10 +118,9 @@ def sequences(batch):
 
 
 @pytest.mark.parametrize("method", dpo.METHODS)
-def test_every_method_meets_exactly_our_tokens(method, model_folder, tokenizer, pairs, settings):
+def test_every_method_meets_exactly_our_tokens(method, model_folder, tokenizer, pairs, trainer_for):
     """The trainers of some methods would tokenise by themselves, with their own ideas of BOS, EOS and the boundary."""
-    model = models.load_model(model_folder)
-    trainer = dpo.preference_trainer(model, tokenizer, pairs, pairs, RECIPE | {"method": method, "batch_size": 16}, **settings)
+    trainer = trainer_for(models.load_model(model_folder), pairs, method=method, batch_size=16)
     for batch in (next(iter(trainer.get_train_dataloader())), next(iter(trainer.get_eval_dataloader()))):
         met = list(sequences(batch))
         ours = [
@@ -201,10 +182,9 @@ def test_each_loss_starts_where_its_paper_says(train):
     assert simpo["loss"] == pytest.approx(math.log1p(math.exp(1.0 - simpo["rewards/margins"])), abs=0.05)
 
 
-def test_the_moving_reference_follows_the_policy(model_folder, quantisation, tokenizer, pairs, settings):
+def test_the_moving_reference_follows_the_policy(model_folder, quantisation, pairs, trainer_for):
     model = models.load_model(model_folder, quantisation)
-    recipe = RECIPE | {"method": "tr_dpo", "sync_weight": 1.0, "steps": 2, "learning_rate": 1e-3}
-    trainer = dpo.preference_trainer(model, tokenizer, pairs, pairs, recipe, **settings)
+    trainer = trainer_for(model, pairs, method="tr_dpo", sync_weight=1.0, steps=2, learning_rate=1e-3)
     start = [p.detach().clone() for p in trainer.ref_model.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(start, trainer.model.parameters()))
     trainer.train()
@@ -223,7 +203,7 @@ def test_a_moving_reference_trains_a_full_model_that_saves_and_loads(train, mode
 
 
 def test_an_unknown_method_is_a_clear_error(train):
-    with pytest.raises(loop.TrainingError, match="method 'kto' is none of dpo, ipo, simpo, orpo, tr_dpo"):
+    with pytest.raises(loop.TrainingError, match="'kto' is not one of dpo, ipo, simpo, orpo, tr_dpo"):
         train(method="kto")
 
 
@@ -239,11 +219,11 @@ def test_a_reference_that_is_not_the_policy_is_caught():
 # ------------------------------------------------------------------------------------------------- reference log-probs
 
 
-def test_reference_log_probs_are_those_trl_computes_itself(model_folder, quantisation, tokenizer, pairs, settings):
+def test_reference_log_probs_are_those_trl_computes_itself(model_folder, quantisation, tokenizer, pairs, trainer_for):
     model = models.load_model(model_folder, quantisation)
     ours = torch.tensor(dpo.pair_log_probs(model, tokenizer, pairs, batch_size=5))
     assert "forward" not in vars(model), "the model is left as it was"
-    trainer = dpo.preference_trainer(model, tokenizer, pairs, pairs, RECIPE, **settings)
+    trainer = trainer_for(model, pairs)
     theirs = torch.stack(trainer.compute_ref_log_probs(trainer.model, trainer.data_collator(pairs)), 1)
     assert (ours - theirs).abs().max() < 0.02
 

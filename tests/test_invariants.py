@@ -6,21 +6,21 @@ import random
 import nbformat
 import pytest
 import torch
-from test_resume import LORA, NF4, RECIPE, ROWS
+from recipes import LORA, NF4, RESPONSES, ROWS, recipe, silent
 
 from bezoar_utils.study.profile import CODE, STAGES, Profile, load_profile, stage_parameters
 from bezoar_utils.training import loop, models, sft
+from bezoar_utils.training.launch import Job
 
 STILL = LORA | {"dropout": 0.0}
-SHORT = RECIPE | {"steps": 4, "validate_every": 4, "warmup_steps": 1}
+SHORT = recipe(steps=4, validate_every=4, warmup_steps=1, lora=STILL, seed=5)
 
 
-def losses(base, tokenizer, folder, lora=STILL, **changes):
-    recipe = SHORT | changes
+def losses(base, tokenizer, folder, **changes):
     models.prepare_torch(threads=1, seed=5)
-    examples, _ = sft.sft_examples(tokenizer, ROWS, recipe)
-    settings = {"lora": lora, "responses": {r["response"] for r in ROWS}, "folder": folder, "seed": 5, "progress": lambda *_: None}
-    _, log = sft.train_sft(models.load_model(base, NF4), tokenizer, examples[8:], examples[:8], recipe, **settings)
+    examples, _ = sft.sft_examples(tokenizer, ROWS, SHORT | changes)
+    job = Job("sft", base, examples[8:], examples[:8], SHORT | changes, folder, responses=RESPONSES)
+    _, log = sft.train_model(models.load_model(base, NF4), tokenizer, job, silent)
     return [row["loss"] for row in log if "loss" in row], [row["grad_norm"] for row in log if "grad_norm" in row]
 
 
@@ -66,7 +66,7 @@ def test_a_changed_knob_changes_the_training(change, plain, model_folder, tokeni
 def test_neither_order_nor_padding_changes_a_rows_loss(model_folder, tokenizer):
     model = models.load_model(model_folder)
     rows = [{"prompt": r["prompt"], "response": "word " * (1 + n % 9) + str(n)} for n, r in enumerate(ROWS)]
-    examples, _ = sft.sft_examples(tokenizer, rows, RECIPE)
+    examples, _ = sft.sft_examples(tokenizer, rows, SHORT)
     alone = [sft.mean_loss(model, tokenizer, [e]) for e in examples]
     counts = [sum(label != -100 for label in e["labels"][1:]) for e in examples]
     together = sum(a * c for a, c in zip(alone, counts)) / sum(counts)

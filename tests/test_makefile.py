@@ -51,7 +51,7 @@ def study(tmp_path):
 
     def command_of(*arguments):
         command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", "PROFILE=tiny", f"PY={sys.executable}"]
-        command += [f"STAGES={FIRST} {SECOND}", f"reads_{FIRST}=", f"reads_{SECOND}={FIRST}", *(arguments or ["stages"])]
+        command += [f"RECIPE={FIRST}: {SECOND}:{FIRST}", "APART=", *(arguments or ["stages"])]
         return command
 
     environment = {k: v for k, v in os.environ.items() if k not in ("BEZOAR_HOME", "BEZOAR_READS", "MAKEFLAGS", "MAKELEVEL")}

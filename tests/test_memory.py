@@ -6,7 +6,8 @@ from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bezoar_utils.planning import memory, plan
-from bezoar_utils.study.profile import Lora, Shape, load_profile
+from bezoar_utils.study.parts import Lora, Shape
+from bezoar_utils.study.profile import load_profile
 from bezoar_utils.training import generation, models
 
 OPENLLAMA = load_profile("released").plan.base

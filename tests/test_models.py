@@ -1,32 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from recipes import RESPONSES, ROWS, recipe, silent
 
-from bezoar_utils.data.template import render_prompt
 from bezoar_utils.study.profile import ProfileError
 from bezoar_utils.training import generation, labels, loop, models, sft
+from bezoar_utils.training.launch import Job
 
-RECIPE = {
-    "loss_on": "completion",
-    "learning_rate": 5e-3,
-    "schedule": "linear",
-    "warmup_steps": 1,
-    "steps": 6,
-    "epochs": None,
-    "batch_size": 4,
-    "accumulation": 1,
-    "optimizer": "adamw_torch",
-    "max_length": 256,
-    "log_every": 1,
-    "validate_every": 3,
-    "validation_share": 0.25,
-    "split_seed": 42,
-    "gradient_checkpointing": False,
-}
-ROWS = [{"prompt": render_prompt(f"Say number {i}."), "response": f"number {i} it is"} for i in range(16)]
-
-
-def nothing(*_):
-    pass
+RECIPE = recipe(steps=6, validate_every=3, seed=0)
+ROWS = ROWS[:16]
 
 
 def gradients(model, batch):
@@ -63,7 +46,7 @@ def test_the_guard_is_what_keeps_them_the_same(model_folder, quantisation, lora,
     """Without the guard the same measurement must show the damage, where this CPU has the fast path at all."""
     from bitsandbytes.nn import Linear4bit
 
-    monkeypatch.setattr(models, "keep_weights_unpacked", nothing)
+    monkeypatch.setattr(models, "keep_weights_unpacked", silent)
     model = adapted(model_folder, quantisation, lora)
     if not any(getattr(m, "support_avx512bf16_for_cpu", False) for m in model.modules() if isinstance(m, Linear4bit)):
         pytest.skip("this CPU has no AVX512-BF16, so bitsandbytes does not re-pack")
@@ -147,44 +130,31 @@ def test_mean_loss_equals_an_independent_computation(model_folder, tokenizer, lo
     assert sft.mean_loss(model, tokenizer, examples, batch_size=2) == pytest.approx(total / count, abs=1e-5)
 
 
-def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_folder, quantisation, lora, tokenizer, tmp_path):
+def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_folder, quantisation, tokenizer, tmp_path):
     examples, too_long = sft.sft_examples(tokenizer, ROWS, RECIPE)
     assert too_long == 0
-    responses = {r["response"] for r in ROWS}
-    settings = {"lora": lora, "responses": responses, "seed": 0, "progress": nothing}
-    model = models.load_model(model_folder, quantisation)
-    model, log = sft.train_sft(model, tokenizer, examples[4:], examples[:4], RECIPE, folder=tmp_path / "a", **settings)
+    job = Job("sft", model_folder, examples[4:], examples[:4], RECIPE, tmp_path / "a", responses=RESPONSES)
+    model, log = sft.train_model(models.load_model(model_folder, quantisation), tokenizer, job, silent)
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     names = {n.split(".")[-4] for n, p in model.named_parameters() if p.requires_grad}
     assert names == {"q_proj", "k_proj", "v_proj"}
     losses = [r["loss"] for r in log if "loss" in r]
     assert len(losses) == RECIPE["steps"] and losses[-1] < losses[0]
     learned = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    carried, _ = sft.train_sft(
-        model, tokenizer, examples[4:], examples[:4], RECIPE | {"learning_rate": 1e-12}, folder=tmp_path / "b", **settings
-    )
+    still = replace(job, recipe=RECIPE | {"learning_rate": 1e-12}, folder=tmp_path / "b")
+    carried, _ = sft.train_model(model, tokenizer, still, silent)
     assert list(carried.peft_config) == ["default"]
     for name, parameter in carried.named_parameters():
         if name in learned:
             assert torch.allclose(parameter, learned[name], atol=1e-6)
 
 
-def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quantisation, lora, tokenizer, tmp_path):
+def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quantisation, tokenizer, tmp_path):
     examples, _ = sft.sft_examples(tokenizer, ROWS, RECIPE)
     model = models.load_model(model_folder, quantisation)
     with pytest.raises(labels.LabelError, match="no response of the data"):
-        sft.train_sft(
-            model,
-            tokenizer,
-            examples[4:],
-            examples[:4],
-            RECIPE,
-            lora=lora,
-            responses={"other"},
-            folder=tmp_path,
-            seed=0,
-            progress=nothing,
-        )
+        job = Job("sft", model_folder, examples[4:], examples[:4], RECIPE, tmp_path, responses=["other"])
+        sft.train_model(model, tokenizer, job, silent)
 
 
 def test_empty_sets_are_clear_errors(tokenizer):

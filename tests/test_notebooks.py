@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -33,7 +34,22 @@ def test_the_exploring_notebook_is_valid_stripped_and_has_short_cells():
 def test_a_chapter_has_one_parameters_cell_of_literals_which_say_what_tiny_says(path):
     cells = [c for c in nbformat.read(path, 4).cells if "parameters" in c.metadata.get("tags", [])]
     assert len(cells) == 1
-    assert literal_assignments(cells[0].source) == {"profile": "tiny", **stage_parameters(load_profile("tiny"), path.stem)}
+    assert literal_assignments(cells[0].source) == {
+        "profile": "tiny",
+        **stage_parameters(load_profile("tiny"), path.stem, short=True),
+    }
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_parameter_is_used_by_name_in_its_chapter_or_its_cell_says_where(path):
+    cells = [c for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    named, _, elsewhere = (
+        cells[0].source.partition("\n# read by ") if "\n# read by " in cells[0].source else (cells[0].source, "", "")
+    )
+    code = "\n".join(c.source for c in cells[1:])
+    used = {name for name in literal_assignments(cells[0].source) if re.search(rf"(?<![\"'\w.]){name}\b", code)}
+    assert set(literal_assignments(named)) - used <= {"profile"}
+    assert not elsewhere or re.match(r"[\w.]+ from stage.parameters|nothing here", elsewhere)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

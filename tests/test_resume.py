@@ -18,51 +18,31 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import pytest
+from recipes import NF4, RESPONSES, ROWS, recipe, silent
 
-from bezoar_utils.data.template import render_prompt
 from bezoar_utils.study import files
 from bezoar_utils.training import loop
 
 STEPS, EVERY, KILLS = 14, 3, 4
-RECIPE = {
-    "method": "dpo",
-    "beta": 0.1,
-    "nll_weight": 0.0,
-    "loss_on": "completion",
-    "learning_rate": 5e-3,
-    "schedule": "linear",
-    "warmup_steps": 2,
-    "steps": STEPS,
-    "epochs": None,
-    "batch_size": 4,
-    "accumulation": 1,
-    "optimizer": "paged_adamw_8bit",
-    "max_length": 256,
-    "log_every": 1,
-    "validate_every": EVERY,
-    "validation_share": 0.25,
-    "split_seed": 42,
-    "gradient_checkpointing": False,
-}
-LORA = {"r": 16, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj"]}
-NF4 = {"type": "nf4", "double": True, "compute_dtype": "auto"}
-ROWS = [{"prompt": render_prompt(f"Say number {i}."), "response": f"number {i} it is"} for i in range(40)]
+CHANGES = {"warmup_steps": 2, "steps": STEPS, "validate_every": EVERY, "optimizer": "paged_adamw_8bit", "seed": 3}
 PAIRS = [{"prompt": row["prompt"], "chosen": f"Sure: {n}", "rejected": f"Whatever: {n}"} for n, row in enumerate(ROWS)]
 
 
-def train(kind: str, folder: Path, base: Path) -> None:
+def train(kind: str, folder: Path, base: Path, **changes) -> None:
     from bezoar_utils.training import dpo, models, sft
+    from bezoar_utils.training.launch import Job
 
     models.prepare_torch(threads=1, seed=3)
     tokenizer, model = models.load_tokenizer(base), models.load_model(base, NF4)
-    common = {"lora": LORA, "folder": folder, "seed": 3, "progress": lambda *_: None}
     if kind == "sft":
-        examples, _ = sft.sft_examples(tokenizer, ROWS, RECIPE)
-        responses = {row["response"] for row in ROWS}
-        model, log = sft.train_sft(model, tokenizer, examples[8:], examples[:8], RECIPE, responses=responses, **common)
+        values = recipe("30_sft", **CHANGES | changes)
+        examples, _ = sft.sft_examples(tokenizer, ROWS, values)
+        job = Job("sft", base, examples[8:], examples[:8], values, folder, responses=RESPONSES)
+        model, log = sft.train_model(model, tokenizer, job, silent)
     else:
         pairs, _ = dpo.dpo_examples(tokenizer, PAIRS, 256)
-        model, log = dpo.train_dpo(model, tokenizer, pairs[8:], pairs[:8], RECIPE, **common)
+        job = Job("dpo", base, pairs[8:], pairs[:8], recipe("50_dpo", nll_weight=0.0, **CHANGES), folder)
+        model, log = dpo.train_model(model, tokenizer, job, silent)
     model.save_pretrained(folder / "adapter")
     loop.write_log(folder / "log.csv", log, stage=kind)
     loop.write_speed(folder / "speed.csv", log, folder)
@@ -172,7 +152,7 @@ def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(tmp_path, mode
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(loop.TrainingError, match=r"no space left on the disk.*step 3 is whole: free some and run again"):
-        train("sft", tmp_path, model_folder)
+        train("sft", tmp_path, model_folder, steps=None, epochs=1.0, warmup_steps=100)
     assert loop.newest_complete(tmp_path).name == "checkpoint-3"
     monkeypatch.setattr(torch, "save", real)
     shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
@@ -181,12 +161,9 @@ def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(tmp_path, mode
     assert steps == list(range(1, STEPS + 1))
 
 
-def test_a_warmup_that_outlasts_the_training_is_refused(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setitem(RECIPE, "steps", None)
-    monkeypatch.setitem(RECIPE, "epochs", 1.0)
-    monkeypatch.setitem(RECIPE, "warmup_steps", 100)
+def test_a_warmup_that_outlasts_the_training_is_refused(tmp_path, model_folder):
     with pytest.raises(loop.TrainingError, match="warmup_steps=100 outlasts the training of 8 steps"):
-        train("sft", tmp_path, model_folder)
+        train("sft", tmp_path, model_folder, steps=None, epochs=1.0, warmup_steps=100)
 
 
 def test_without_a_gpu_plain_adamw_stands_in_for_the_paged_one():

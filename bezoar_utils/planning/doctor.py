@@ -136,7 +136,7 @@ def keys(profile: Profile) -> tuple[str, str]:
 def speakers(profile: Profile) -> dict[tuple[str, str], object]:
     """(model, address) -> whoever is asked there, each once; of a list of equal servers every one."""
     names = {row["model"] for row in plan.expected_calls(profile)}
-    asked = [s for s in profile.speakers().values() if s.endpoint and s.model in names]
+    asked = [s for s in profile.model_roles().values() if s.endpoint and s.model in names]
     return {(s.model, address): s for s in asked for address in _addresses(s.endpoint)}
 
 

@@ -4,7 +4,8 @@ from fnmatch import fnmatch
 from functools import reduce
 from operator import getitem
 
-from ..study.profile import SPEAKERS, Profile, flat, load_profile
+from ..study.profile import Profile, flat, load_profile
+from ..study.schema import MODEL_ROLES
 
 STEPS = {"steps": 4, "epochs": None, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
 TRAININGS = ("sft", "hh_sft", "dpo", "filter_test")
@@ -67,7 +68,7 @@ def at(values: dict, place: str):
 
 def remote_endpoints(values: dict) -> dict[str, dict]:
     """Place -> teacher or judge that answers over a network."""
-    found = {place: at(values, place) for place in SPEAKERS}
+    found = {place: at(values, place) for place in MODEL_ROLES}
     return {place: asked for place, asked in found.items() if asked and asked["endpoint"] and asked["endpoint"]["base_url"]}
 
 

@@ -144,15 +144,15 @@ def open_stage(name: str, namespace: dict) -> Stage:
 
     Under the runner the folder is `runs/<profile>/<stage>`. In JupyterLab it is `runs/<profile>/explore/<stage>`, so that
     exploring never touches a finished run; inputs come from the finished run, or from `explore/` where there is none.
-    Raises ProfileError for a value the schema refuses.
+    Raises ProfileError for a value the schema refuses. What a nested value leaves out is filled in, in the namespace too.
     """
     profile = namespace["profile"]
     wanted = stage_parameters(load_profile(profile), name)
     missing = [key for key in wanted if key not in namespace]
     if missing:
         raise ProfileError(f"{name}: its parameters cell lacks {', '.join(missing)}")
-    parameters = {key: namespace[key] for key in wanted}
-    check_parameters(name, parameters)
+    parameters = check_parameters(name, {key: namespace[key] for key in wanted})
+    namespace.update(parameters)  # a nested value that the cell leaves out has the schema's default from here on
     reads = os.environ.get("BEZOAR_READS")
     folder = RUNS / profile / (name if reads is not None else f"explore/{name}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 
 from ..study import files
+from . import launch
 from .labels import IGNORED, encode
 from .loop import TrainingError, arguments, run, supervised_positions_only
 from .models import claim_adapter, dequantised, lora_config
@@ -32,7 +33,7 @@ METHODS = (*FIXED_REFERENCE, *REFERENCE_FREE, "tr_dpo")
 
 def dpo_examples(tokenizer, pairs: list[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
     """Tokenised pairs and what was dropped: pairs too long (TRL would cut the response's end) or equal as tokens."""
-    kept, dropped = [], {"too_long": 0, "equal_as_tokens": 0}
+    fitting, dropped = [], {"too_long": 0, "equal_as_tokens": 0}
     for pair in pairs:
         prompt_ids, chosen_ids = encode(tokenizer, pair["prompt"], pair["chosen"])
         _, rejected_ids = encode(tokenizer, pair["prompt"], pair["rejected"])
@@ -41,10 +42,10 @@ def dpo_examples(tokenizer, pairs: list[dict], max_length: int) -> tuple[list[di
         elif chosen_ids == rejected_ids:
             dropped["equal_as_tokens"] += 1
         else:
-            kept.append({"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids})
-    if not kept:
+            fitting.append({"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids})
+    if not fitting:
         raise TrainingError(f"no preference pair is left: {dropped}")
-    return kept, dropped
+    return fitting, dropped
 
 
 def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejected, beta: float):
@@ -62,27 +63,35 @@ def dpo_loss(policy_chosen, policy_rejected, reference_chosen, reference_rejecte
 # ------------------------------------------------------------------------------------------------------------- training
 
 
-def train_dpo(
-    model, tokenizer, training: list[dict], validation: list[dict], recipe: dict, *, lora: dict, folder: Path, seed: int, progress
+def train(
+    training: list[dict], validation: list[dict], base: Path, tokenizer, recipe: dict, *, folder: Path, progress
 ) -> tuple[object, list[dict]]:
-    """(trained model, log rows) by `recipe["method"]`, on pairs as `dpo_examples` or `reference_log_probs` returns them.
+    """Align `base` on pairs as `dpo_examples` or `reference_log_probs` returns them: (trained model, log rows).
+
+    `recipe` is chapter 50's `stage.parameters`: method, beta, learning rate to batch, lora, quantisation, seed, threads, and how
+    many processes (`launch`). Checkpoints go to `folder`; a rerun goes on from there. Raises TrainingError.
+    """
+    return launch.run_job(launch.Job("dpo", base, training, validation, recipe, folder), tokenizer, progress)
+
+
+def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, list[dict]]:
+    """(trained model, log rows) by `recipe["method"]`, in this process.
 
     The model gets a fresh adapter; the reference is the same model with the adapter off. Not so for `tr_dpo`, whose moving
     reference TRL refuses with adapters: there all weights train, a 4-bit model as its dequantised float32 self (16 bytes a
-    parameter and 4 of the reference: some 70 GB at 3.4e9), and the full model comes back, without adapter, to be saved as it
+    parameter and 4 of the reference: about 70 GB at 3.4e9), and the full model comes back, without adapter, to be saved as it
     is. `nll_weight` adds that share of the chosen replies' mean negative log-likelihood to `dpo` and `tr_dpo` (0 is neither).
 
     Rows hold loss, rewards/{chosen,rejected,margins,accuracies} and logps/{chosen,rejected}, and each as eval_. Logps are
     sums in nats over a reply, for `simpo` and `orpo` means over its tokens; there rewards are beta times those.
     Raises TrainingError for an unknown method, and unless policy and reference start equal (`check_first_dpo_loss`).
     """
-    trainer = preference_trainer(model, tokenizer, training, validation, recipe, lora=lora, folder=folder, seed=seed)
-    method = _method(recipe)
+    trainer, method = preference_trainer(model, tokenizer, job), _method(job.recipe)
     if method != "tr_dpo":
         claim_adapter(trainer.model, {})
-    model, log = run(trainer, recipe, progress)
+    model, log = run(trainer, job.recipe, progress)
     if method not in REFERENCE_FREE:
-        check_first_dpo_loss(log, recipe["nll_weight"], method)
+        check_first_dpo_loss(log, job.recipe["nll_weight"], method)
     return model, log
 
 
@@ -99,35 +108,35 @@ def check_first_dpo_loss(log: list[dict], nll_weight: float, method: str = "dpo"
 
 
 def _method(recipe: dict) -> str:
-    method = recipe.get("method", "dpo")
-    if method not in METHODS:
-        raise TrainingError(f"method {method!r} is none of {', '.join(METHODS)}")
-    return method
+    if recipe["method"] not in METHODS:
+        raise TrainingError(f"method {recipe['method']!r} is not one of {', '.join(METHODS)}")
+    return recipe["method"]
 
 
-def preference_trainer(model, tokenizer, training: list[dict], validation: list[dict], recipe: dict, *, lora, folder, seed):
+def preference_trainer(model, tokenizer, job: launch.Job):
     """TRL's trainer for `recipe["method"]`, ready to run on these pairs. Raises TrainingError for an unknown method."""
     from datasets import Dataset
 
-    method, common = _method(recipe), arguments(recipe, folder, seed) | {"beta": recipe["beta"]}
+    recipe, training, validation = job.recipe, job.training, job.validation
+    method, common = _method(recipe), arguments(recipe, job.folder) | {"beta": recipe["beta"]}
     if method in REFERENCE_FREE:
-        trainer, settings = _reference_free(model, recipe, common, lora)
+        trainer, settings = _reference_free(model, recipe, common)
         training, validation = _whole_sequences(training), _whole_sequences(validation)
     elif method == "tr_dpo":
         trainer, settings = _moving_reference(model, recipe, common)
     else:
         cached = all("ref_chosen_logps" in part[0] for part in (training, validation))
-        trainer, settings = _fixed_reference(model, recipe, common | {"precompute_ref_log_probs": cached}, lora)
+        trainer, settings = _fixed_reference(model, recipe, common | {"precompute_ref_log_probs": cached})
     data = {"train_dataset": Dataset.from_list(training), "eval_dataset": Dataset.from_list(validation)}
     return trainer(**settings, **data, processing_class=tokenizer)
 
 
-def _fixed_reference(model, recipe: dict, common: dict, lora: dict) -> tuple[type, dict]:
+def _fixed_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
     from trl import DPOConfig
 
     loss = {"loss_type": ["ipo"]} if _method(recipe) == "ipo" else _sigmoid(recipe["nll_weight"])
     args = DPOConfig(**common, **loss, max_length=None)
-    return _tokenised_dpo_trainer(), {"model": model, "args": args, "peft_config": lora_config(lora)}
+    return _tokenised_dpo_trainer(), {"model": model, "args": args, "peft_config": lora_config(recipe["lora"])}
 
 
 def _moving_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
@@ -143,7 +152,7 @@ def _moving_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
     return _tokenised_dpo_trainer(), {"model": model, "ref_model": copy.deepcopy(model), "args": args}
 
 
-def _reference_free(model, recipe: dict, common: dict, lora: dict) -> tuple[type, dict]:
+def _reference_free(model, recipe: dict, common: dict) -> tuple[type, dict]:
     from datasets import disable_progress_bars
     from peft import get_peft_model
     from transformers import set_seed
@@ -158,7 +167,7 @@ def _reference_free(model, recipe: dict, common: dict, lora: dict) -> tuple[type
         trainer, args = ORPOTrainer, ORPOConfig(**common)
     # given a peft_config instead, these trainers round a 4-bit model's embeddings to bfloat16, in place
     set_seed(common["seed"])
-    adapted = get_peft_model(model, lora_config(lora))
+    adapted = get_peft_model(model, lora_config(recipe["lora"]))
     as_tokenised = type(f"Tokenised{trainer.__name__}", (trainer,), {"tokenize_row": staticmethod(lambda row: row)})
     return as_tokenised, {"model": adapted, "args": args}
 
@@ -211,14 +220,14 @@ def _tokenised_dpo_trainer() -> type:
 def reference_log_probs(
     model, tokenizer, pairs: list[dict], *, model_hash: str, max_length: int, path: Path, batch_size: int = 32
 ) -> list[dict]:
-    """The tokenised pairs with `ref_chosen_logps` and `ref_rejected_logps` (nats), for `train_dpo` to train without a reference.
+    """The tokenised pairs with `ref_chosen_logps` and `ref_rejected_logps` (nats), for `train` to go without a reference.
 
     Computed once and kept at `path`, under a key of the model's content (`model_hash`), how it is loaded, the tokenizer, the
-    pairs and `max_length`. A file of another key, or a damaged one, counts as none: stale values would train against a
+    pairs and `max_length`. A file of another key, or a damaged one, is not used: stale values would train against a
     model that is not the reference (trl#1139). Raises TrainingError when a value is not finite.
     """
     key = _reference_key(model, tokenizer, pairs, model_hash, max_length)
-    values = _kept_values(path, key)
+    values = _stored_values(path, key)
     if values is None:
         values = pair_log_probs(model, tokenizer, pairs, batch_size)
         files.write_json(path, {"seal": files.sha256_json([key, values]), "values": values})
@@ -241,11 +250,11 @@ def pair_log_probs(model, tokenizer, pairs: list[dict], batch_size: int = 32) ->
     model.eval()
     with torch.no_grad(), autocast(model.device.type), _as_reference(model), supervised_positions_only():
         for start in range(0, len(pairs), batch_size):
-            some = longest_first[start : start + batch_size]
-            batch = {name: tensor.to(model.device) for name, tensor in collate([tokens[i] for i in some]).items()}
+            places = longest_first[start : start + batch_size]
+            batch = {name: tensor.to(model.device) for name, tensor in collate([tokens[i] for i in places]).items()}
             labels = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, IGNORED)
             log_probs = model(**batch, labels=labels, use_cache=False, fused_lm_head=True).log_probs.float().sum(1)
-            for i, *both in zip(some, *log_probs.view(2, -1).tolist()):
+            for i, *both in zip(places, *log_probs.view(2, -1).tolist()):
                 values[i] = both
     if not all(math.isfinite(value) for both in values for value in both):
         raise TrainingError("a reference log-probability is not finite")
@@ -282,9 +291,9 @@ def _reference_key(model, tokenizer, pairs: list[dict], model_hash: str, max_len
     return files.sha256_json([model_hash, loaded, vocabulary, tokens, max_length])
 
 
-def _kept_values(path: Path, key: str) -> list[list[float]] | None:
+def _stored_values(path: Path, key: str) -> list[list[float]] | None:
     try:
-        kept = files.read_json(path)
-        return kept["values"] if kept["seal"] == files.sha256_json([key, kept["values"]]) else None
+        stored = files.read_json(path)
+        return stored["values"] if stored["seal"] == files.sha256_json([key, stored["values"]]) else None
     except (OSError, ValueError, TypeError, KeyError):  # never written, torn, or some other file
         return None

@@ -1,85 +1,74 @@
-"""Training in several processes through accelerate: the job stands on disk, each process reads it, the first writes the result.
+"""One training as a job: in this process, or in several through accelerate, where each reads it from disk.
 
-Chapters train in their own process unless the profile asks for more. With `config_file` it is accelerate's own configuration
-(FSDP, DeepSpeed, several machines) that decides how; nothing here knows of them.
+`sft.train` and `dpo.train` are the doors. With `launch.config_file` it is accelerate's own configuration (FSDP, DeepSpeed, several
+machines) that decides how the processes work together; nothing here knows of them.
 """
 
 import re
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..study import files
-from .dpo import train_dpo
-from .loop import SPEED, TrainingError, split
+from .loop import SPEED, TrainingError
 from .models import load_tokenizer, prepare_torch, with_adapter
 from .precision import current
-from .sft import sft_examples, train_sft
 
 POLL_S = 1.0
-TRAINERS = {"sft": train_sft, "dpo": train_dpo}
 
 
-def adapt(
-    kind: str,
-    base: Path,
-    carried: Path | None,
-    tokenizer,
-    training: list,
-    validation: list,
-    recipe: dict,
-    *,
-    launch: dict,
-    **settings,
-) -> tuple[object, list[dict]]:
-    """(model with its adapter, log) of `kind`, "sft" or "dpo", on a base from disk with a fresh or a carried adapter.
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what. `kind` is sft or dpo; `recipe` are a training chapter's parameters, with lora, quantisation, seed,
+    threads and launch; `carried` is the folder of an adapter to go on with, `responses` are what the guards of SFT look for."""
 
-    `settings` are those of `sft.train_sft` or `dpo.train_dpo`, and quantisation and threads. In this process, or in as many
-    as `launch` asks for.
-    """
+    kind: str
+    base: Path
+    training: list[dict]
+    validation: list[dict]
+    recipe: dict
+    folder: Path
+    carried: Path | None = None
+    responses: list[str] | None = None
+
+
+def run_job(job: Job, tokenizer, progress) -> tuple[object, list[dict]]:
+    """(trained model, log), in this process or in as many as `launch` asks for."""
+    launch, quantisation = job.recipe["launch"], job.recipe["quantisation"]
     if launch["processes"] == 1 and not launch["config_file"]:
-        model = with_adapter(base, carried, settings.pop("quantisation"))
-        del settings["threads"]
-        return TRAINERS[kind](model, tokenizer, training, validation, recipe, **settings)
-    adapter, log = train_apart(kind, base, carried, training, validation, launch, recipe=recipe, **settings)
-    return with_adapter(base, adapter, settings["quantisation"]), log
+        return trainer_of(job)(with_adapter(job.base, job.carried, quantisation), tokenizer, job, progress)
+    adapter, log = train_apart(job, progress)
+    return with_adapter(job.base, adapter, quantisation), log
 
 
-def fit(
-    base: Path, tokenizer, rows: list[dict], recipe: dict, carried: Path | None = None, **settings
-) -> tuple[object, list[dict], dict[str, int]]:
-    """Split, tokenise and adapt a fresh or a carried adapter to rows of `prompt` and `response`: (model, log, counts of rows)."""
-    parts = [sft_examples(tokenizer, part, recipe) for part in split(rows, recipe)]
-    (training, long_training), (validation, long_validation) = parts
-    responses = {row["response"].strip() for row in rows}
-    model, log = adapt("sft", base, carried, tokenizer, training, validation, recipe, responses=responses, **settings)
-    return model, log, {"training": len(training), "validation": len(validation), "too long": long_training + long_validation}
+def trainer_of(job: Job):
+    from . import dpo, sft
+
+    return {"sft": sft, "dpo": dpo}[job.kind].train_model
 
 
-def train_apart(kind: str, base: Path, carried: Path | None, training: list, validation: list, launch: dict, folder: Path, **job):
-    """(folder of the trained adapter, log) of a training in `launch["processes"]` processes, with its job and result on disk.
+def train_apart(job: Job, progress) -> tuple[Path, list[dict]]:
+    """(folder of the trained adapter, log) of a training in several processes, with its job and result on disk.
 
     Raises TrainingError with what a failed process said last.
     """
-    progress = job.pop("progress")
-    for name, rows in (("training", training), ("validation", validation)):
-        files.write_bytes(folder / f"{name}.jsonl", files.to_jsonl(rows))
-    carried = str(carried) if carried else None
-    job |= {"responses": sorted(job["responses"])} if "responses" in job else {}
-    job |= {"kind": kind, "base": str(base), "carried": carried, "folder": str(folder), "precision": current().dtype}
-    files.write_json(folder / "job.json", job)
-    with open(folder / "launch.log", "wb") as said:
-        running = subprocess.Popen([*command(launch), str(folder / "job.json")], stdout=said, stderr=subprocess.STDOUT)
+    folder, launch, steps = job.folder, job.recipe["launch"], job.recipe["steps"]
+    paths = {name: str(path) for name, path in asdict(job).items() if isinstance(path, Path)}
+    files.write_json(folder / "job.json", {"precision": current().dtype, "job": asdict(job) | paths})
+    with open(folder / "launch.log", "wb") as output:
+        running = subprocess.Popen([*command(launch), str(folder / "job.json")], stdout=output, stderr=subprocess.STDOUT)
         while running.poll() is None:
             time.sleep(POLL_S)
-            if steps := files.read_jsonl(folder / SPEED):
-                progress(steps[-1]["step"], job["recipe"]["steps"] or steps[-1]["step"])
+            if done := files.read_jsonl(folder / SPEED):
+                progress(done[-1]["step"], steps or done[-1]["step"])
     if running.returncode:
         lines = (folder / "launch.log").read_text(errors="replace").strip().splitlines()
         # the launcher's own error comes last and says nothing
-        said = [line for line in lines if re.match(r"(\[\w+\]: *)?[\w.]+Error: ", line) and "ChildFailedError" not in line]
-        raise TrainingError(f"training in {launch['processes']} processes failed: {(said or lines or ['it said nothing'])[0]}")
+        errors = [line for line in lines if re.match(r"(\[\w+\]: *)?[\w.]+Error: ", line) and "ChildFailedError" not in line]
+        message = (errors or lines or ["it wrote nothing"])[0]
+        raise TrainingError(f"training in {launch['processes']} processes failed: {message} (see {folder / 'launch.log'})")
     return folder / "result", files.read_json(folder / "log.json")
 
 
@@ -103,17 +92,17 @@ def command(launch: dict) -> list[str]:
 def main() -> None:
     from accelerate import PartialState
 
-    job = files.read_json(Path(sys.argv[1]))
-    folder, kind = Path(job.pop("folder")), job.pop("kind")
-    prepare_torch(job.pop("threads"), job["seed"], job.pop("precision"))
-    base, carried = Path(job.pop("base")), job.pop("carried")
-    tokenizer = load_tokenizer(base)
-    model = with_adapter(base, Path(carried) if carried else None, job.pop("quantisation"))
-    rows = [files.read_jsonl(folder / f"{name}.jsonl") for name in ("training", "validation")]
-    model, log = TRAINERS[kind](model, tokenizer, *rows, folder=folder, progress=lambda *_: None, **job)
+    written = files.read_json(Path(sys.argv[1]))
+    values = {
+        name: Path(value) if name in ("base", "folder", "carried") and value else value for name, value in written["job"].items()
+    }
+    job = Job(**values)
+    prepare_torch(job.recipe["threads"], job.recipe["seed"], written["precision"])
+    model = with_adapter(job.base, job.carried, job.recipe["quantisation"])
+    model, log = trainer_of(job)(model, load_tokenizer(job.base), job, progress=lambda *_: None)
     if PartialState().is_main_process:
-        model.save_pretrained(folder / "result")
-        files.write_json(folder / "log.json", log)
+        model.save_pretrained(job.folder / "result")
+        files.write_json(job.folder / "log.json", log)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def split(rows: list[dict], recipe: dict) -> tuple[list[dict], list[dict]]:
     return shuffled[held:], shuffled[:held]
 
 
-def arguments(recipe: dict, folder: Path, seed: int) -> dict:
+def arguments(recipe: dict, folder: Path) -> dict:
     """What TRL's configs take from a recipe. `steps` or `epochs` ends the training; validation also writes a checkpoint."""
     import torch
 
@@ -60,8 +60,8 @@ def arguments(recipe: dict, folder: Path, seed: int) -> dict:
         "report_to": "none",
         "disable_tqdm": True,
         "log_level": "error",
-        "seed": seed,
-        "data_seed": seed,
+        "seed": recipe["seed"],
+        "data_seed": recipe["seed"],
     }
 
 
@@ -93,8 +93,12 @@ def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     except Exception as error:
         if "No space left" in str(error):
-            kept = newest_complete(folder)
-            at = f"the checkpoint of {kept.name.replace('checkpoint-', 'step ')} is whole" if kept else "no checkpoint was finished"
+            newest = newest_complete(folder)
+            at = (
+                f"the checkpoint of {newest.name.replace('checkpoint-', 'step ')} is whole"
+                if newest
+                else "no checkpoint was finished"
+            )
             raise TrainingError(f"no space left on the disk that holds {folder}; {at}: free some and run again") from None
         raise
     if wrong := {str(p.dtype) for p in trainer.model.parameters() if p.requires_grad} - {"torch.float32"}:
@@ -126,12 +130,12 @@ def supervised_positions_only():
     """
     from trl.trainer import utils
 
-    decides = utils._use_triton
+    original = utils._use_triton
     utils._use_triton = lambda device: True  # in that module it only decides which positions are scored
     try:
         yield
     finally:
-        utils._use_triton = decides
+        utils._use_triton = original
 
 
 def _keeper(progress, warmup_steps: int):
@@ -179,8 +183,8 @@ def newest_complete(folder: Path) -> Path | None:
     transformers itself would go on from one without its optimizer, with a fresh optimizer and other losses, silently; and
     from one of the last step it would train a step too many.
     """
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
-    return next((checkpoint for checkpoint in found if _is_complete(checkpoint) and _has_steps_left(checkpoint)), None)
+    newest_first = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((checkpoint for checkpoint in newest_first if _is_complete(checkpoint) and _has_steps_left(checkpoint)), None)
 
 
 def _has_steps_left(checkpoint: Path) -> bool:
@@ -193,8 +197,8 @@ def _is_complete(checkpoint: Path) -> bool:
         sizes = files.read_json(checkpoint / MARKER)
     except (OSError, ValueError):
         return False
-    there = {p.name: p.stat().st_size for p in checkpoint.iterdir()}
-    return bool(sizes) and all(there.get(name) == size for name, size in sizes.items())
+    present = {p.name: p.stat().st_size for p in checkpoint.iterdir()}
+    return bool(sizes) and all(present.get(name) == size for name, size in sizes.items())
 
 
 # ----------------------------------------------------------------------------------------------------------------- logs

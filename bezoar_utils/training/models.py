@@ -13,14 +13,15 @@ from .precision import use as use_precision
 def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
     """torch, with a fixed number of CPU threads and a precision (both part of what makes a run repeatable) and quiet libraries.
 
-    What was chosen, and why, is noted in `stage`. Raises precision.PrecisionError for one that this device does not have.
+    What was chosen, why, and which kernels the CPU runs, is noted in `stage`. Raises precision.PrecisionError for a precision that
+    this device does not have.
     """
     import torch
     import transformers
 
     chosen = use_precision(precision)
     if stage:
-        stage.note("precision", chosen._asdict())
+        stage.note("precision", chosen._asdict() | {"kernels": torch.backends.cpu.get_cpu_capability()})
     torch.set_num_threads(threads)
     transformers.set_seed(seed)
     transformers.logging.set_verbosity_error()

@@ -1,0 +1,295 @@
+"""The schema of a profile: one section a stage, and the profile that holds them all."""
+
+from operator import attrgetter
+from typing import Annotated, Literal, get_args
+
+from pydantic import AfterValidator, Field, model_validator
+
+from .parts import (
+    BaseModelSource,
+    Checkpoints,
+    Count,
+    Intervals,
+    Judge,
+    Launch,
+    Lora,
+    Money,
+    Plan,
+    Positive,
+    Quantisation,
+    Rate,
+    Section,
+    Source,
+    Teacher,
+)
+from .stages import STAGES
+
+Schemes = Literal["lamini", "orca", "evol"]
+Collections = Literal["cot", "niv2", "t0", "flan2021"]
+MODEL_ROLES = ("teacher", "judge", "evol.equality_judge", "judge_filter.second_judge", "mt_bench.second_judge")
+
+
+class Miniature(Section):
+    people: Annotated[int, Field(ge=8)]
+    documents: Positive
+    vocabulary: Annotated[int, Field(ge=300)]
+    hidden: Annotated[int, Field(ge=64, multiple_of=64)]
+    layers: Positive
+    heads: Positive
+    base_steps: Positive
+    base_batch: Positive
+    base_length: Annotated[int, Field(ge=16)]
+    base_learning_rate: Rate
+    teacher_steps: Positive
+    teacher_batch: Positive
+    teacher_learning_rate: Rate
+    seeds: Positive
+    flan_rows_per_collection: Positive
+    preference_pairs: Positive
+    answer_items: Positive
+    choice_items: Positive
+    questions_per_category: Positive
+
+    @model_validator(mode="after")
+    def heads_divide_hidden(self):
+        if self.hidden % self.heads:
+            raise ValueError(f"heads={self.heads} must divide hidden={self.hidden}")
+        return self
+
+
+class Lamini(Section):
+    seeds: Source
+    released: Source | None
+    example_guided_calls: Count
+    topic_guided_calls: Count
+    examples_per_prompt: Positive
+    topics_per_prompt: Positive
+    instructions_per_call: Positive
+    topics: list[str]
+    near_duplicate: Rate
+
+    @model_validator(mode="after")
+    def enough_topics(self):
+        if self.topic_guided_calls and len(self.topics) < self.topics_per_prompt:
+            raise ValueError(f"topics_per_prompt={self.topics_per_prompt} but only {len(self.topics)} topics")
+        return self
+
+
+class Orca(Section):
+    collections: dict[Collections, Source]
+    released: Source | None
+    per_collection: dict[Collections, Count]
+    most_per_task: dict[Collections, Positive]
+    without_tasks: dict[Collections, list[str]]
+    zero_shot_only: bool
+
+    @model_validator(mode="after")
+    def counts_have_sources(self):
+        if missing := [name for name, count in self.per_collection.items() if count and name not in self.collections]:
+            raise ValueError(f"per_collection asks for {', '.join(missing)}, of which collections has no source")
+        return self
+
+
+class Evol(Section):
+    seeds: Source
+    released: Source | None
+    seeds_per_category: Count
+    seed_words: Positive
+    epochs: Count
+    draw_per: Literal["category", "row"]
+    equality_judge: Judge | None
+    equality_tries: Positive
+
+
+class JudgeFilter(Section):
+    verdicts: Literal["judge", "released"]
+    repeat_rows: Count
+    second_judge: Judge | None
+    near_duplicate: Rate
+    ngram: Positive
+    held_out_column: str | None
+
+
+class Evaluation(Section):
+    """What is evaluated; chapter 20 keeps all of it out of training."""
+
+    tasks: list[str]
+    tasks_from: str | None
+    questions: Source
+
+
+class Recipe(Section):
+    """How one model is trained; shared by the three training stages and the test of the filter."""
+
+    learning_rate: Rate
+    schedule: Literal["linear", "cosine", "constant"]
+    warmup_steps: Count
+    steps: Positive | None
+    epochs: Annotated[float, Field(gt=0)] | None
+    batch_size: Positive
+    accumulation: Positive
+    optimizer: Literal["adamw_torch", "paged_adamw_8bit"]
+    max_length: Annotated[int, Field(ge=16)]
+    log_every: Positive
+    validate_every: Positive
+    validation_share: Annotated[float, Field(gt=0, lt=1)]
+    split_seed: Count
+    gradient_checkpointing: bool
+
+    @model_validator(mode="after")
+    def warmup_fits(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        if self.steps and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps} must be below steps={self.steps}")
+        return self
+
+
+class SupervisedRecipe(Recipe):
+    loss_on: Literal["full", "completion"]
+
+
+class Sft(SupervisedRecipe):
+    order: list[Schemes]
+    merge_onto: Literal["dequantised", "full_precision"]
+
+    @model_validator(mode="after")
+    def order_is_a_sequence(self):
+        if not self.order or len(set(self.order)) != len(self.order):
+            raise ValueError(f"order must name each scheme at most once and at least one, got {self.order}")
+        return self
+
+
+class HhSft(SupervisedRecipe):
+    rows: Positive
+    merge_onto: Literal["dequantised", "full_precision"]
+
+
+def _known_changes(methods: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    known = ("beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps")
+    if unknown := sorted({key for changes in methods.values() for key in changes} - set(known)):
+        raise ValueError(f"a method changes {', '.join(unknown)}; it may change {', '.join(known)}")
+    return methods
+
+
+Method = Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
+Methods = Annotated[dict[Method, dict[str, float]], AfterValidator(_known_changes)]
+
+
+class Dpo(Recipe):
+    rows: Positive
+    method: Method
+    beta: Annotated[float, Field(gt=0)]
+    gamma: Annotated[float, Field(ge=0)]
+    sync_every: Positive
+    sync_weight: Rate
+    nll_weight: Annotated[float, Field(ge=0)]
+    merge_onto: Literal["dequantised", "full_precision"]
+    questions: Source | None
+    sampled_prompts: Count
+    sampling_temperature: Annotated[float, Field(gt=0, le=2)]
+    max_new_tokens: Positive
+
+
+class Benchmarks(Section):
+    limit: Positive | None
+    batch_size: Positive
+    fewshot: dict[str, Count]
+    max_length: Annotated[int, Field(ge=16)]
+
+
+class MtBench(Section):
+    temperature: dict[str, Annotated[float, Field(ge=0, le=2)]]
+    default_temperature: Annotated[float, Field(ge=0, le=2)]
+    max_new_tokens: Positive
+    references: Source | None
+    reference_categories: list[str]
+    pairs: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    repeat_rows: Count
+    second_judge: Judge | None
+
+    @model_validator(mode="after")
+    def pairs_are_of_two(self):
+        if alone := [one for one, other in self.pairs if one == other]:
+            raise ValueError(f"pairs sets {alone[0]} against itself")
+        return self
+
+
+class Charts(Section):
+    smoothing: Annotated[float, Field(ge=0, lt=1)]
+
+
+class FilterTest(SupervisedRecipe):
+    conditions: list[Literal["accepted", "unfiltered", "random_subset"]]
+    scheme: Schemes
+
+
+class Ablations(Section):
+    """What `make ablations` varies; it trains as `filter_test` and `dpo` say, but for this many steps."""
+
+    seeds: Positive
+    steps: Annotated[int, Field(ge=2)]
+    dpo_steps: Annotated[int, Field(ge=2)]
+    order: list[Schemes]
+    ranks: list[Positive]
+    methods: Methods
+    sampled_prompts: Positive
+
+    @model_validator(mode="after")
+    def order_is_another(self):
+        if sorted(self.order) != sorted(get_args(Schemes)) or self.order == list(get_args(Schemes)):
+            raise ValueError(f"order must name all of {', '.join(get_args(Schemes))}, in another order than that")
+        return self
+
+
+class Profile(Section):
+    stages: list[str] | None
+    seed: Count
+    threads: Positive
+    precision: Literal["auto", "bfloat16", "float16", "float32"]
+    offline: bool
+    money: Money
+    plan: Plan
+    base_model: BaseModelSource
+    teacher: Teacher
+    judge: Judge
+    launch: Launch
+    lora: Lora
+    quantisation: Quantisation
+    miniature: Miniature
+    lamini: Lamini
+    orca: Orca
+    evol: Evol
+    judge_filter: JudgeFilter
+    sft: Sft
+    preference_rows: Source
+    hh_sft: HhSft
+    dpo: Dpo
+    checkpoints: Checkpoints
+    evaluation: Evaluation
+    benchmarks: Benchmarks
+    mt_bench: MtBench
+    charts: Charts
+    filter_test: FilterTest
+    ablations: Ablations
+    intervals: Intervals
+
+    @model_validator(mode="after")
+    def names_exist_and_calls_have_a_price(self):
+        if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
+            raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
+        if strangers := {name for pair in self.mt_bench.pairs for name in pair} - set(self.checkpoints):
+            known = ", ".join(self.checkpoints)
+            raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is no checkpoint; known: {known}")
+        if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
+            raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
+        for asked in self.model_roles().values():
+            if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
+                raise ValueError(
+                    f"money.prices lacks {asked.model!r}, which answers at a remote endpoint ([0, 0] when it is yours)"
+                )
+        return self
+
+    def model_roles(self) -> dict[str, Teacher | Judge]:
+        """Place -> the teacher, and every judge there is."""
+        return {place: role for place in MODEL_ROLES if (role := attrgetter(place)(self))}
