@@ -133,8 +133,8 @@ lab: setup ## open JupyterLab with the kernel ready
 test: setup ## all quick tests (slow, gpu, paid and index ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile tests
 
-lint: setup ## ruff: format check and lint
-	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
+lint: setup ## format, style, the order of the rooms, types
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(dir $(PY))lint-imports && $(PY) -m mypy
 
 clean: setup ## delete this profile's run and report; finished calls that cost money stay
 	@$(STUDY) clean $(FOR)

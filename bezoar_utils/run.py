@@ -295,7 +295,7 @@ def stages_of(profile_name: str, dag: str) -> dict[str, list[str]]:
     """stage -> the stages it reads, of those that this profile runs. Raises StageError for a stage the schema lacks."""
     reads = {s.split(":")[0]: [r for r in s.split(":")[1].split(",") if r] for s in dag.split()}
     if unknown := [s for s in reads if s not in STAGES]:
-        raise StageError(f"the Makefile names stages the schema does not know: {', '.join(unknown)}")
+        raise StageError(f"--dag names stages that notebooks/stages.csv does not: {', '.join(unknown)}")
     mine = load_profile(profile_name).stages or list(reads)
     return {stage: [r for r in reads[stage] if r in mine] for stage in reads if stage in mine}
 

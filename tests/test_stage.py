@@ -129,7 +129,7 @@ def test_reading_an_undeclared_or_unfinished_stage_is_an_error(home, monkeypatch
     opened = open_stage("10_lamini", namespace("10_lamini"))
     with pytest.raises(StageError, match="not finished"):
         opened.input("00_miniature/made.bin")
-    with pytest.raises(StageError, match="the Makefile does not list 20_judge_filter"):
+    with pytest.raises(StageError, match="does not list 20_judge_filter"):
         opened.input("20_judge_filter/accepted.parquet")
 
 

@@ -5,8 +5,9 @@ and the shared sections it uses.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, create_model
@@ -56,7 +57,7 @@ def stage_parameters(profile: Profile, stage: str, short: bool = False) -> dict:
 
 def flat(values: dict, above: str = "") -> dict:
     """Nested sections as one mapping, keys joined by dots; an empty section stays a value."""
-    joined = {}
+    joined: dict[str, Any] = {}
     for key, value in values.items():
         joined |= flat(value, f"{above}{key}.") if isinstance(value, dict) and value else {f"{above}{key}": value}
     return joined
@@ -65,8 +66,8 @@ def flat(values: dict, above: str = "") -> dict:
 def check_parameters(stage: str, values: dict) -> dict:
     """The same schema for the parameters of a notebook: the values, with defaults for what was left out. Raises ProfileError."""
     own, shared = STAGES[stage].section, (*EVERY_STAGE, *STAGES[stage].shared)
-    fields = {name: (Profile.model_fields[name].annotation, Profile.model_fields[name]) for name in (own, *shared)}
-    section = Profile.model_fields[own].annotation.model_fields
+    fields: dict[str, Any] = {name: (Profile.model_fields[name].annotation, Profile.model_fields[name]) for name in (own, *shared)}
+    section = _section_of(Profile.model_fields[own].annotation).model_fields
     sections = {own: {name: values[name] for name in section}} | {name: values[name] for name in shared}
     try:
         checked = create_model(stage, __base__=Section, **fields).model_validate(sections).model_dump(mode="json")
@@ -111,7 +112,7 @@ def _over(base: dict, changes: dict) -> dict:
     return merged
 
 
-def _one_line(where: str, error: dict) -> str:
+def _one_line(where: str, error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the profile"
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key {key} = {error['input']!r}; allowed here: {', '.join(_siblings(error['loc']))}"

@@ -11,8 +11,10 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from . import files
 from .profile import CODE, REHEARSAL, ROOT, STAGES, ProfileError, check_parameters, load_profile, stage_parameters
@@ -48,11 +50,11 @@ class Stage:
     def input(self, reference: str) -> Path:
         """Path of an artifact `<stage>/<file or folder>` of an earlier stage; recorded with its content hash.
 
-        Raises StageError when that stage is not declared as read in the Makefile, or is not finished.
+        Raises StageError when that stage is not declared as read in notebooks/stages.csv, or is not finished.
         """
         upstream, _, name = reference.partition("/")
         if self.reads is not None and upstream not in self.reads:
-            raise StageError(f"{self.name} reads {reference}, but the Makefile does not list {upstream} among its reads")
+            raise StageError(f"{self.name} reads {reference}, but notebooks/stages.csv does not list {upstream} among its reads")
         folder = finished_folder(self.profile, upstream)
         recorded = files.read_json(folder / "stage.json")["outputs"]
         matching = {f: r["sha256"] for f, r in recorded.items() if f == name or f.startswith(f"{name}/")}
@@ -182,7 +184,7 @@ def finished_records(run: Path) -> dict[str, dict]:
     return records
 
 
-_locks = []  # held until the process ends
+_locks: list[IO[str]] = []  # held until the process ends
 
 
 def _lock(folder: Path, patience_s: float = 30) -> None:
@@ -239,7 +241,7 @@ def _helper_hashes(started: float) -> dict[str, str]:
     A module edited while the stage ran gets a hash that matches nothing, so that the stage counts as stale.
     """
     names = [name for name in sys.modules if name.startswith("bezoar_utils.") and name.split(".")[1] not in WITHOUT_RESULTS]
-    paths = {Path(sys.modules[name].__file__) for name in names}
+    paths = {Path(sys.modules[name].__file__ or "") for name in names}
     return {
         str(p.relative_to(CODE)): files.sha256_file(p) if p.stat().st_mtime < started else "edited while the stage ran"
         for p in sorted(paths)
@@ -276,25 +278,27 @@ def stale_reason(stage: str, profile: str, parameters: dict) -> str | None:
         return "its stage.json is damaged"
     if "rehearsal_of" in record and not profile.startswith(REHEARSAL):
         return "made by a rehearsal"
-    changed = [
-        k for k in sorted(parameters.keys() | record["parameters"].keys()) if parameters.get(k) != record["parameters"].get(k)
-    ]
-    if changed:
-        key = changed[0]
-        return f"parameter {key}: {_short(record['parameters'].get(key))} -> {_short(parameters.get(key))}"
+    return next(_differences(record, stage, profile, parameters), None)
+
+
+def _differences(record: dict, stage: str, profile: str, parameters: dict) -> Iterator[str]:
+    """What is not as `stage.json` recorded it, what costs least to look at first."""
+    before = record["parameters"]
+    for key in sorted(parameters.keys() | before.keys()):
+        if parameters.get(key) != before.get(key):
+            yield f"parameter {key}: {_short(before.get(key))} -> {_short(parameters.get(key))}"
     if record["notebook"] != notebook_hash(stage):
-        return "its notebook changed"
+        yield "its notebook changed"
     for path, sha in record["code"].items():
         if not (CODE / path).exists() or files.sha256_file(CODE / path) != sha:
-            return f"{path} changed"
+            yield f"{path} changed"
     for reference, sha in record["inputs"].items():
         if _current_hash(profile, reference, sha) != sha:
-            return f"its input {reference} changed"
+            yield f"its input {reference} changed"
     for name, recorded in record["outputs"].items():
-        path = folder / name
+        path = RUNS / profile / stage / name
         if not path.exists() or path.stat().st_size != recorded["bytes"]:
-            return f"its output {name} is missing or cut short"
-    return None
+            yield f"its output {name} is missing or cut short"
 
 
 def _current_hash(profile: str, reference: str, recorded: str) -> str | None:
