@@ -53,13 +53,13 @@ help: ## this list
 # -------------------------------------------------------------------------------------------------------------- environment
 setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed)
 
-# PYTHON=python3.13 on the command line makes a .venv of another Python anew; left out, the one that is there is kept
+# PYTHON=python3.13 on the command line makes .venv again with another Python; without it, an existing .venv is kept
 NAMED := $(filter command environment,$(firstword $(origin PYTHON)))
 KEPT  := $(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $(filter $(KEPT),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),,FORCE))
 	@requirements/setup.sh $(VENV) $(if $(and $(KEPT),$(if $(NAMED),,kept)),$(VENV)/bin/python,$(PYTHON)) $(TORCH_INDEX)
 
-lock: ## pin requirements/*.in anew (needs uv; for maintainers)
+lock: ## pin requirements/*.in again (needs uv; for maintainers)
 	@$(PY) requirements/lock.py
 
 # ---------------------------------------------------------------------------------------------------------------- the study
@@ -88,7 +88,7 @@ endef
 $(foreach line,$(RECIPE) $(APART),$(eval $(call stage_rule,$(call name,$(line)),$(call reads,$(line)))))
 FORCE:
 
-ablations: setup ## what each choice of the recipe buys (mini: some nine minutes more); with SEEDS=3 over three trainings each
+ablations: setup ## what each choice of the recipe buys (mini: about nine minutes more); with SEEDS=3 over three trainings each
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage DAG="$(RECIPE) $(APART)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
@@ -113,7 +113,7 @@ doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys,
 rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
 	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
 
-rehearse-all: setup ## every profile in profiles/, one after another (some 15 minutes)
+rehearse-all: setup ## every profile in profiles/, one after another (about 15 minutes)
 	@set -e; for profile in $(basename $(notdir $(wildcard profiles/*.yaml))); do \
 	  $(PY) -m bezoar_utils.rehearsal --profile $$profile --jobs $(JOBS); done
 

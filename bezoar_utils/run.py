@@ -1,7 +1,7 @@
 """The command behind the Makefile: `python -m bezoar_utils.run <stage|plan|stale|verify|clean> …`.
 
 make orders the stages and runs them side by side; this module decides by content whether one must run, runs its notebook
-through papermill and closes papermill's traps: unknown parameters are errors, an early exit is no success, a half-written
+through papermill and closes papermill's traps: unknown parameters are errors, an early exit is not a success, a half-written
 notebook is never taken for a finished one.
 """
 
@@ -66,7 +66,7 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
         "\n".join(
             [
                 "",
-                "calls, before any is made (tokens and speed as the profile's `plan` reckons them):",
+                "estimated calls (tokens and speed are the values under `plan` in the profile):",
                 *plan.call_lines(profile_name, profile),
                 "",
                 *plan.gpu_lines(profile),
@@ -137,11 +137,11 @@ def literal_assignments(source: str, stage: str = "notebook") -> dict:
     values = {}
     for node in ast.parse(source).body:
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
-            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is no plain assignment")
+            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is not a plain assignment")
         try:
             values[node.targets[0].id] = ast.literal_eval(node.value)
         except ValueError:
-            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is no literal") from None
+            raise StageError(f"{stage}: line {node.lineno} of the parameters cell is not a literal") from None
     return values
 
 

@@ -85,7 +85,7 @@ def test_make_runs_what_content_calls_for_and_nothing_else(study):
 
     for path in (study.folder / "notebooks" / f"{FIRST}.ipynb", study.folder / "profiles" / "mini.yaml", study.proof(FIRST)):
         path.touch()
-    assert started(study()) == [], "a new time stamp is no new content"
+    assert started(study()) == [], "a new time stamp is not new content"
 
     profile = study.folder / "profiles" / "tiny.yaml"
     profile.write_text(profile.read_text() + "judge_filter: {ngram: 9}\n")

@@ -111,7 +111,7 @@ def test_a_local_folder_is_known_by_its_content_wherever_it_lies(tmp_path):
 
 @pytest.mark.parametrize("revision", [None, "main", "abc123", "A" * 40, "a" * 41])
 def test_a_hub_model_needs_its_full_commit_hash(revision):
-    with pytest.raises(ProfileError, match=r"nobody/nothing is no stage's model and no folder.*full commit hash"):
+    with pytest.raises(ProfileError, match=r"nobody/nothing is neither.*full commit hash"):
         models.locate_model(None, "nobody/nothing", revision)
 
 

@@ -1,6 +1,6 @@
 """The exact judge of the miniature world: what does this instruction ask, and is this reply right?
 
-It reads an instruction back into an item and its wishes. What it cannot read is no instruction of this world.
+It reads an instruction back into an item and its wishes. What it cannot read is not an instruction of this world.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Asked:
 
 
 def read_instruction(world: World, instruction: str) -> Asked | None:
-    """None when the instruction is none of this world's, or its scene names another subject than its question."""
+    """None when the instruction is not one of this world's, or its scene names another subject than its question."""
     text, subject, tails = instruction.strip().split("\nOptions: ")[0], None, set()
     for before, after in SCENE_PARTS:
         if text.startswith(before) and after in text:

@@ -90,7 +90,7 @@ def pretrain(model, tokenizer, texts: list[str], *, steps, batch, length, learni
 def tune_teacher(model, tokenizer, lessons: list[tuple[str, str]], *, batch, learning_rate, seed, progress) -> list[float]:
     """Full fine-tuning on (wrapped prompt, completion), the loss on the completion only; the loss of every step.
 
-    Lessons of like length share a batch, which halves the padding.
+    Lessons of similar length share a batch, which halves the padding.
     """
     import torch
 

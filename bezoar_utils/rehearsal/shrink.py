@@ -1,4 +1,4 @@
-"""A profile cut to a rehearsal: the same choices, but a handful of rows and steps, and endpoints on this machine. Pure."""
+"""A profile shrunk to a rehearsal: the same choices, but a handful of rows and steps, and endpoints on this machine. Pure."""
 
 from fnmatch import fnmatch
 from functools import reduce
@@ -21,7 +21,7 @@ MOST = {
     "launch.processes": 2,
 }
 LIMIT = 8  # items a benchmark
-PRETENDED_USD = 1000.0  # the purse is kept as in earnest, with money that is none
+PRETENDED_USD = 1000.0  # the budget is kept as in a real run, with pretended money
 
 
 def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
@@ -52,7 +52,7 @@ def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
 
 
 def servers(values: dict) -> int:
-    """How many servers a rehearsal needs: two stand for any list of equal ones."""
+    """How many servers a rehearsal needs: two represent any list of equal ones."""
     return 1 + any(isinstance(asked["endpoint"]["base_url"], list) for asked in remote_endpoints(values).values())
 
 

@@ -19,7 +19,7 @@ from .stages import CODE, STAGES
 # where notebooks/, profiles/, runs/ and reports/ lie: the checkout, unless a caller (a test, say) works elsewhere
 ROOT = Path(os.environ.get("BEZOAR_HOME", CODE))
 PROFILES = ROOT / "profiles"
-REHEARSAL = "rehearse-"  # begins the name of a rehearsal's profile, whose results are none
+REHEARSAL = "rehearse-"  # begins the name of a rehearsal's profile, whose numbers are not results
 
 EVERY_STAGE = ("seed", "threads", "precision")
 TRAININGS = [name for name, field in Profile.model_fields.items() if Recipe in getattr(field.annotation, "__mro__", ())]
@@ -96,7 +96,7 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
 
 
 def _rehearsed(name: str) -> dict:
-    """What `make rehearse` wrote into the run itself, for it is made anew each time."""
+    """What `make rehearse` wrote into the run itself, because it is made again each time."""
     path = ROOT / "runs" / name / "profile.yaml"
     if not path.exists():
         raise ProfileError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")

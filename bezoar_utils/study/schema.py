@@ -280,7 +280,7 @@ class Profile(Section):
             raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
         if strangers := {name for pair in self.mt_bench.pairs for name in pair} - set(self.checkpoints):
             known = ", ".join(self.checkpoints)
-            raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is no checkpoint; known: {known}")
+            raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is not a checkpoint; known: {known}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for asked in self.model_roles().values():

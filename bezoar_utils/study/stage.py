@@ -84,7 +84,7 @@ class Stage:
     def resumable(self, name: str) -> Path:
         """A folder that outlives a kill: the rerun finds it as it was while inputs, parameters, chapter and code are the same.
 
-        It is no artifact, and goes when the stage is finished.
+        It is not an artifact, and is removed when the stage is finished.
         """
         folder = self.output(f"{CHECKPOINTS}/{name}/key.json").parent
         key = files.sha256_json([self.inputs, self.parameters, notebook_hash(self.name), _helper_hashes(self.started)])
@@ -145,7 +145,7 @@ def open_stage(name: str, namespace: dict) -> Stage:
     """Open a stage from its notebook's namespace, whose `parameters` cell has run.
 
     Under the runner the folder is `runs/<profile>/<stage>`. In JupyterLab it is `runs/<profile>/explore/<stage>`, so that
-    exploring never touches a finished run; inputs come from the finished run, or from `explore/` where there is none.
+    exploring never touches a finished run; inputs come from the finished run, or else from `explore/`.
     Raises ProfileError for a value the schema refuses. What a nested value leaves out is filled in, in the namespace too.
     """
     profile = namespace["profile"]
@@ -180,7 +180,7 @@ def finished_records(run: Path) -> dict[str, dict]:
     proofs = {stage: run / stage / "stage.json" for stage in STAGES}
     records = {stage: files.read_json(proof) for stage, proof in proofs.items() if proof.exists()}
     if not run.name.startswith(REHEARSAL) and (taken := [s for s, record in records.items() if "rehearsal_of" in record]):
-        raise ValueError(f"{run.name} holds stages of a rehearsal, which are no results: {', '.join(taken)}")
+        raise ValueError(f"{run.name} holds stages of a rehearsal, which are not results: {', '.join(taken)}")
     return records
 
 

@@ -285,7 +285,7 @@ def _reference_key(model, tokenizer, pairs: list[dict], model_hash: str, max_len
     rounded_by = getattr(model, "rounded_by", str(getattr(model.config, "quantization_config", None)))
     loaded = [current().dtype, str(model.dtype), model.device.type, rounded_by]
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else tokenizer.get_vocab()
-    # how the last call padded stands in there too, and changes nothing here
+    # how the last call padded is part of it too, and changes nothing here
     vocabulary = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
     tokens = [files.sha256_json([pair["prompt_ids"], pair["chosen_ids"], pair["rejected_ids"]]) for pair in pairs]
     return files.sha256_json([model_hash, loaded, vocabulary, tokens, max_length])

@@ -17,7 +17,7 @@ def row_seeds(seed: int, what: str, n: int) -> list[int]:
 
 
 def by_length(prompts: list[str], batch_size: int) -> list[list[int]]:
-    """Indices of the prompts in batches of like length: little padding, and long answers wait for each other."""
+    """Indices of the prompts in batches of similar length: little padding, and long answers wait for each other."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
@@ -73,7 +73,7 @@ def continue_batch(
     Greedy when `temperature` is 0, else row i is sampled from `seeds[i]`.
 
     Whenever a quarter of the rows have ended they leave the batch, so that one long answer does not hold up many; the
-    others go on with their cached keys and values (1.3x as fast as computing them anew, texts equal).
+    others go on with their cached keys and values (1.3x as fast as computing them again, texts equal).
     """
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList

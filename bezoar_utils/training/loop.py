@@ -66,7 +66,7 @@ def arguments(recipe: dict, folder: Path) -> dict:
 
 
 def usable_optimizer(name: str) -> str:
-    """Paged 8-bit AdamW (the authors') lives in GPU memory; without a GPU plain AdamW stands in."""
+    """Paged 8-bit AdamW (the authors') lives in GPU memory; without a GPU plain AdamW takes its place."""
     import torch
 
     return name if torch.cuda.is_available() or name == "adamw_torch" else "adamw_torch"

@@ -42,7 +42,7 @@ def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str
         contents = {p.name: files.sha256_file(p) for p in sorted((ROOT / reference).iterdir()) if p.is_file()}
         return ROOT / reference, files.sha256_json(contents)
     if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        raise ProfileError(f"{reference} is no stage's model and no folder; as a hub id it needs its full commit hash as revision")
+        raise ProfileError(f"{reference} is neither a stage's model nor a folder; a hub id needs its full commit hash as revision")
     from huggingface_hub import snapshot_download
 
     files_of = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
@@ -88,7 +88,7 @@ def load_tokenizer(path: Path):
     from .labels import check_tokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:  # OpenLLaMA's names none; the authors took the id that the model's configuration names [A]
+    if tokenizer.pad_token is None:  # OpenLLaMA's does not name one; the authors took the id that the model's configuration names [A]
         padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
     check_tokenizer(tokenizer)

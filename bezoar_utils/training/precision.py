@@ -29,7 +29,7 @@ class Device(NamedTuple):
 
 
 class Precision(NamedTuple):
-    """`dtype` is torch's name of it; `why` stands in `stage.json`, in the report and in `make doctor`."""
+    """`dtype` is torch's name of it; `why` is written to `stage.json`, in the report and in `make doctor`."""
 
     dtype: str
     why: str
