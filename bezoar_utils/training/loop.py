@@ -233,3 +233,23 @@ def write_speed(path: Path, log: list[dict], folder: Path) -> dict[str, float]:
     table = pd.DataFrame([rows[step] for step in sorted(rows)])
     files.write_bytes(path, table.to_csv(index=False).encode())
     return {column: float(table[column].mean()) for column in ("seconds", "tokens_per_second") if column in table}
+
+
+def curve_facts(log: list[dict]) -> dict[str, float]:
+    """What a loss chart shows, in numbers: first and last training loss (means of a tenth of the steps), lowest validation loss and
+    its step, last validation loss. Losses in nats per supervised token, of DPO per pair. Rows as in the log's csv. (Ours.)"""
+    training = [row["loss"] for row in log if _is_number(row.get("loss"))]
+    validation = [(row["eval_loss"], int(row["step"])) for row in log if _is_number(row.get("eval_loss"))]
+    tenth = max(1, len(training) // 10)
+    lowest, step = min(validation)
+    return {
+        "first training loss": sum(training[:tenth]) / tenth,
+        "last training loss": sum(training[-tenth:]) / tenth,
+        "lowest validation loss": lowest,
+        "at step": step,
+        "last validation loss": validation[-1][0],
+    }
+
+
+def _is_number(value) -> bool:
+    return value is not None and math.isfinite(value)

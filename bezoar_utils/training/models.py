@@ -88,7 +88,9 @@ def load_tokenizer(path: Path):
     from .labels import check_tokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if tokenizer.pad_token is None:  # OpenLLaMA's does not name one; the authors took the id that the model's configuration names [A]
+    if (
+        tokenizer.pad_token is None
+    ):  # OpenLLaMA's does not name one; the authors took the id that the model's configuration names [A]
         padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
     check_tokenizer(tokenizer)
