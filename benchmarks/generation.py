@@ -44,9 +44,13 @@ def main() -> None:
     sys.exit(any(ratios[name] < wanted for name, wanted in WANTED.items()))
 
 
+def count_tokens(tokenizer, texts: list[str]) -> int:
+    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
+
+
 def compare(what: str, model, tokenizer, prompts: list[str]) -> dict[str, float]:
     """How many times as fast the study's way is as each other one, in the best of `TURNS` turns; all of them are printed."""
-    from bezoar_utils.training.generation import count_tokens, generate
+    from bezoar_utils.training.generation import generate
 
     ways = {
         "one at a time": lambda: plain(model, tokenizer, prompts[:SAMPLED_ALONE], 1),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bezoar_utils.training import generation, models
-from bezoar_utils.training.generation import by_length, count_tokens, generate, generate_batch, row_sampler, row_seeds
+from bezoar_utils.training.generation import by_length, generate, generate_batch, row_sampler, row_seeds
 
 PROMPTS = [
     "a long prompt about many things and more",
@@ -173,10 +173,6 @@ def test_batches_hold_every_prompt_once_and_like_lengths_together():
     assert sorted(i for batch in batches for i in batch) == list(range(7))
     assert [[len(prompts[i]) for i in batch] for batch in batches] == [[1, 2, 3], [5, 7, 8], [9]]
     assert by_length([], 3) == []
-
-
-def test_tokens_are_counted_without_special_ones(tokenizer):
-    assert count_tokens(tokenizer, ["a b", ""]) == len(tokenizer.tokenize("a b")) > 0 and count_tokens(tokenizer, []) == 0
 
 
 def test_the_largest_number_still_draws_a_token_of_the_nucleus(monkeypatch):

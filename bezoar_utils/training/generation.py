@@ -48,11 +48,11 @@ def generate(
         longest = max(map(len, tokenizer(prompts)["input_ids"]))
         batch_size = rows_at_once(_kept_bytes(model), longest + sampling["max_new_tokens"], batch_size)
     for chosen in by_length(prompts, batch_size):
-        said = continue_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
-        for i, text in zip(chosen, tokenizer.batch_decode(said, skip_special_tokens=True)):
+        tokens = continue_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
+        for i, text in zip(chosen, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
             texts[i] = text
         if cut is not None:
-            cut.update(i for i, ids in zip(chosen, said) if tokenizer.eos_token_id not in ids)
+            cut.update(i for i, ids in zip(chosen, tokens) if tokenizer.eos_token_id not in ids)
         done += len(chosen)
         if progress:
             progress(done, len(prompts))
@@ -61,8 +61,7 @@ def generate(
 
 def generate_batch(model, tokenizer, prompts: list[str], seeds: list[int], **sampling) -> list[str]:
     """The texts of `continue_batch`."""
-    said = continue_batch(model, tokenizer, prompts, seeds, **sampling)
-    return tokenizer.batch_decode(said, skip_special_tokens=True)
+    return tokenizer.batch_decode(continue_batch(model, tokenizer, prompts, seeds, **sampling), skip_special_tokens=True)
 
 
 def continue_batch(
@@ -76,38 +75,46 @@ def continue_batch(
     others go on with their cached keys and values (1.3x as fast as computing them again, texts equal).
     """
     import torch
-    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
     ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
     start, eos = ids.shape[1], tokenizer.eos_token_id
-    going, said = list(range(len(prompts))), [[] for _ in prompts]
+    going, new_tokens = list(range(len(prompts))), [[] for _ in prompts]
     model.eval()
     while going:
         sampler = [row_sampler([seeds[i] for i in going], start, max_new_tokens, temperature, top_p)] if temperature else []
-        with torch.inference_mode(), autocast(model.device.type):
-            out = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                max_new_tokens=max_new_tokens - (ids.shape[1] - start),
-                do_sample=False,
-                eos_token_id=eos,
-                pad_token_id=tokenizer.pad_token_id,
-                logits_processor=LogitsProcessorList(sampler),
-                stopping_criteria=StoppingCriteriaList([some_ended(start, eos)]),
-                return_dict_in_generate=True,
-            )
-        ids, cache = out.sequences, out.past_key_values
+        room = max_new_tokens - (ids.shape[1] - start)
+        output = _extend(model, ids, mask, cache, room, sampler, some_ended(start, eos), tokenizer)
+        ids, cache = output.sequences, output.past_key_values
         open_ended = (ids[:, start:] != eos).all(-1) & (ids.shape[1] - start < max_new_tokens)
-        for i, new in zip(going, ids[:, start:].tolist()):
-            said[i] = new
+        for i, tokens in zip(going, ids[:, start:].tolist()):
+            new_tokens[i] = tokens
         left = open_ended.nonzero()[:, 0]
         going, ids = [going[i] for i in left.tolist()], ids[left]
         if going:
             cache.batch_select_indices(left)
             mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
-    return said
+    return new_tokens
+
+
+def _extend(model, ids, mask, cache, max_new_tokens: int, sampler: list, stop, tokenizer):
+    """transformers' own `generate` on token ids: left to itself greedy, each token drawn by `sampler` if it holds one."""
+    import torch
+    from transformers import LogitsProcessorList, StoppingCriteriaList
+
+    with torch.inference_mode(), autocast(model.device.type):
+        return model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            logits_processor=LogitsProcessorList(sampler),
+            stopping_criteria=StoppingCriteriaList([stop]),
+            return_dict_in_generate=True,
+        )
 
 
 def some_ended(start: int, eos: int, enough: int = 8):
@@ -147,7 +154,3 @@ def row_sampler(seeds: list[int], start: int, max_new_tokens: int, temperature: 
         return torch.full_like(scores, float("-inf")).scatter(1, order.gather(1, rank), 0.0)
 
     return sample
-
-
-def count_tokens(tokenizer, texts: list[str]) -> int:
-    return sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else 0
