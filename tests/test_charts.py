@@ -10,7 +10,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import pytest
 
-from bezoar_utils.report import charts, pages, show
+from bezoar_utils.report import charts, show
+from bezoar_utils.report.clean import clean_output
 
 KEYS = ("panel", "series", "x", "y", "low", "high")
 
@@ -74,7 +75,7 @@ def test_text_is_no_formula_and_a_negative_number_stays_one(name):
 
 def test_the_csv_under_a_figure_survives_cleaning_and_holds_what_is_drawn():
     markup = show.figure_html(charts.bars({"base": (0.5, 0.4, 0.7)}, "Answers: <found>", "share"), "alt", "n = 3")
-    markup = pages.clean_output(markup)
+    markup = clean_output(markup)
     link = markup[markup.index('<a download="answers-found.csv" href="data:text/csv;base64,') :].split('"')
     text = base64.b64decode(link[3].removeprefix("data:text/csv;base64,")).decode()
     assert text == "panel,series,x,y,low,high\nAnswers: <found>,,base,0.5,0.4,0.7\n"

@@ -15,7 +15,7 @@ from bezoar_utils.evaluation import mt_bench
 from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
 from bezoar_utils.report import charts, show
-from bezoar_utils.report.pages import clean
+from bezoar_utils.report.clean import clean
 from bezoar_utils.study import files
 from bezoar_utils.training import models
 

@@ -6,7 +6,7 @@ import pytest
 from small_report import rendered
 
 from bezoar_utils.report import pages, show
-from bezoar_utils.report.pages import clean
+from bezoar_utils.report.clean import clean, clean_output, clean_prose
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
 
@@ -91,23 +91,23 @@ def test_a_download_lives_or_dies_as_a_pair(attribute):
 
 
 def test_an_output_has_no_heading_and_no_place_to_link_to():
-    assert pages.clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
+    assert clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
 
 
 def test_a_heading_of_the_prose_can_be_linked_to_by_its_words():
     assert (
-        pages.clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
+        clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
         == '<h2 id="to-what-we-see-say">What <b>we</b> see &amp; say</h2>'
     )
-    assert not live(pages.clean_prose("<h2>x<script>alert(1)</script>"))
+    assert not live(clean_prose("<h2>x<script>alert(1)</script>"))
 
 
 def test_head_cells_say_what_they_head_and_a_table_scrolls_alone():
     table = "<table><thead><tr><th>a</th></tr></thead><tbody><tr><th>b</th><td>1</td></tr></tbody></table>"
     for cleaned in (
-        pages.clean_output(table),
-        pages.clean_output(f'<div class="scroll">{table}</div>'),
-        pages.clean_prose(table),
+        clean_output(table),
+        clean_output(f'<div class="scroll">{table}</div>'),
+        clean_prose(table),
     ):
         assert cleaned.startswith('<div class="scroll"><table>') and cleaned.endswith("</table></div>")
         assert '<th scope="col">a</th>' in cleaned and '<th scope="row">b</th>' in cleaned and cleaned.count("<div") == 1
@@ -290,7 +290,7 @@ class Tokens(HTMLParser):
 @pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
 def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
     prompt = "### Instruction:\nWho?\n\n### Response:"
-    markup = pages.clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    markup = clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
     shown = Tokens(markup)
     text = {role: "".join(t for r, t in shown.tokens if r == role).replace("↵\n", "\n") for role in show.SIGNS}
     assert (text["context"], text["trained"]) == (prompt, response)
@@ -303,8 +303,8 @@ def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, respo
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_token_is_markup(tokenizer, payload):
     markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
-    assert not live(markup) and not live(pages.clean(markup))
-    shown = Tokens(pages.clean(markup)).tokens
+    assert not live(markup) and not live(clean(markup))
+    shown = Tokens(clean(markup)).tokens
     assert "".join(text for role, text in shown if role == "trained") == payload
 
 
