@@ -397,36 +397,3 @@ def test_a_chapters_headings_are_in_order_and_each_once(path):
     assert heard.levels[0] == 1 and heard.levels.count(1) == 1
     assert all(deeper <= above + 1 for above, deeper in zip(heard.levels, heard.levels[1:]))
     assert len(set(heard.ids)) == len(heard.ids)
-
-
-def test_dpo_curves_show_training_and_validation_of_every_value():
-    from bezoar_utils.report import charts
-
-    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-    rows = [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (1, 2)]
-    rows.append({"step": 2} | {f"eval_{n}": 10 + i for i, n in enumerate(names)})
-    figure = charts.dpo_curves(rows, "Title")
-    drawn = {
-        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} for axis in figure.get_axes()
-    }
-    assert drawn == {
-        "loss": {"training": [1, 2], "validation": [10]},
-        "reward accuracy": {"training": [2, 3], "validation": [11]},
-        "reward margin": {"training": [3, 4], "validation": [12]},
-        "log-probability": {
-            "chosen, training": [4, 5],
-            "chosen, validation": [13],
-            "rejected, training": [5, 6],
-            "rejected, validation": [14],
-        },
-    }
-    show.figure_html(figure, "alt")
-
-
-def test_lengths_are_drawn_with_both_limits():
-    from bezoar_utils.report import charts
-
-    figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
-    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
-    assert told == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
-    show.figure_html(figure, "alt")
