@@ -117,6 +117,7 @@ def test_head_cells_say_what_they_head_and_a_table_scrolls_alone():
 def test_model_text_is_inert_wherever_a_chapter_can_show_it(payload, tmp_path):
     """Through a table, printed text, plain repr, raw HTML and Markdown outputs, and a JavaScript output."""
     html_table = show.table_html([{"answer": payload, payload: "x"}], caption=payload)
+    assert not live(html_table), "inert in JupyterLab too, where nothing is cleaned"
     outputs = [
         nbformat.v4.new_output("display_data", {"text/html": html_table}),
         nbformat.v4.new_output("display_data", {"text/html": payload}),
