@@ -58,7 +58,16 @@ def record(stage: str, parameters: dict, metrics: dict) -> dict:
 
 
 def claim(**changes) -> dict:
-    row = {"claim": "It answers", "verdict": "shown", "before": 0.1, "after": 0.8, "difference": 0.7, "low": 0.6, "high": 0.8}
+    row = {
+        "id": "answers",
+        "claim": "It answers",
+        "verdict": "shown",
+        "before": 0.1,
+        "after": 0.8,
+        "difference": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+    }
     return row | {"unit": "share", "n": 9, "test": "answer found", "chapter": "30_sft"} | changes
 
 

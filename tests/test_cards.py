@@ -32,6 +32,15 @@ def card(scheme: str = "lamini", made: dict = MADE) -> str:
     return cards.data_card(scheme, "mini", made, AUTHORS, DROPS, CHAPTERS[scheme].split())
 
 
+def front_matter(text: str) -> dict:
+    assert text.startswith("---\n")
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def headings(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("#")]
+
+
 def section(text: str, title: str) -> list[str]:
     return text.split(f"## {title}\n\n", 1)[1].split("\n\n## ")[0].splitlines()
 
@@ -43,9 +52,16 @@ def test_every_column_of_a_set_is_explained_and_no_other(scheme):
     assert all(line.split("`: ")[1] for line in section(card(scheme), "Columns"))
 
 
-@pytest.mark.parametrize("scheme", CHAPTERS)
-def test_a_card_says_whose_it_is_and_how_it_was_made(scheme):
-    assert card(scheme).startswith(f"# {scheme}, profile mini\n\n{cards.ABOUT[scheme]}\n")
+@pytest.mark.parametrize(("scheme", "paper"), [("lamini", "2304.14402"), ("orca", "2306.02707"), ("evol", "2304.12244")])
+def test_a_card_says_whose_it_is_and_after_which_paper_it_was_made(scheme, paper):
+    text = card(scheme)
+    assert front_matter(text) | {"tags": []} == {
+        "license": "other",
+        "license_name": "by-its-parts",
+        "pretty_name": f"{scheme}, profile mini",
+        "tags": [],
+    }
+    assert paper in text.split(f"# {scheme}, profile mini\n\n")[1].split("\n\n## ")[0]
 
 
 def test_every_count_is_shown_in_the_order_of_the_steps_zeros_too():
@@ -64,17 +80,22 @@ def test_what_models_wrote_stands_indented_so_that_nothing_of_it_is_rendered():
     lines = section(card(), "Prompts")
     assert lines[:2] == ["example-guided:", ""]
     assert lines[2:7] == ["    # Write", "    <script>alert(1)</script>", "    ", "    [x](http://x)", "    ## no heading"]
-    headings = [line for line in card().splitlines() if line.startswith("#")]
     titles = ["Columns", "Made", "Filtered", "Prompts", "Licences", "Known flaws"]
-    assert headings == ["# lamini, profile mini", *(f"## {title}" for title in titles)]
+    assert headings(card()) == ["# lamini, profile mini", *(f"## {title}" for title in titles)]
+
+
+def test_two_checkpoints_are_not_said_to_be_trained_alike():
+    trainings = [tuple(section(model_card(name), "Training")) for name in STAGE_OF]
+    assert len(set(trainings)) == 3 and "DPO" in str(trainings[2]) and "scheme" in str(trainings[0])
 
 
 def test_a_set_of_released_rows_says_that_nothing_was_generated():
     assert section(card(made=MADE | {"prompts": {}}), "Prompts") == ["None: nothing was generated."]
 
 
-def test_known_flaws_are_told():
-    assert section(card(), "Known flaws") == [f"- {flaw}" for flaw in cards.FLAWS]
+def test_what_a_data_card_warns_of():
+    flaws = "\n".join(section(card(), "Known flaws"))
+    assert all(word in flaws for word in ("judge", "mistakes", "habits", "Near-copies", "evaluation"))
 
 
 def test_the_licence_table_has_a_row_for_every_part():
@@ -106,27 +127,22 @@ def model_card(name: str = "OpenBezoar-HH-RLHF-DPO", parts: list = PARTS) -> str
     return cards.model_card(name, {"profile": "mini", "parameters": parameters, "metrics": MEASURED, "parts": parts})
 
 
-def front_matter(text: str) -> dict:
-    assert text.startswith("---\n")
-    return yaml.safe_load(text.split("---\n")[1])
-
-
 @pytest.mark.parametrize("name", STAGE_OF)
 def test_a_model_card_has_what_the_hub_reads_and_every_section(name):
     text = model_card(name)
     head = front_matter(text)
     assert head["license"] == "other" and head["library_name"] == "transformers" and "openbezoar" in head["tags"]
     assert head["base_model"] == ["some/base"] and head["datasets"] == ["some/set"]
-    wanted = "Base and data,Licence,Training,Profile values,Measured,Prompt,Intended use,Limits,What differs from the paper"
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == wanted.split(",")
-    assert all(any(line.strip() for line in section(text, title)) for title in wanted.split(","))
+    titles = "Base and data,Licence,Training,Profile values,Measured,Prompt,Intended use,Limits,What differs from the paper"
+    assert headings(text) == [f"# {name}, profile mini", *(f"## {title}" for title in titles.split(","))]
+    assert all(any(line.strip() for line in section(text, title)) for title in titles.split(","))
 
 
 def test_a_miniature_names_nothing_on_the_hub_and_says_that_it_is_a_toy():
     ours = {"part": "base", "model": "00_miniature/base", "licence": "ours"}
     text = model_card(parts=[ours])
     assert "base_model" not in front_matter(text) and "datasets" not in front_matter(text)
-    assert f"- {cards.TOY}" in section(text, "Limits") and cards.TOY not in model_card()
+    assert "toy world" in "\n".join(section(text, "Limits")) and "toy world" not in model_card()
 
 
 def test_the_values_of_a_model_card_are_the_profiles_to_the_digit():

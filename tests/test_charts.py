@@ -10,7 +10,8 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import pytest
 
-from bezoar_utils.report import charts, pages, show
+from bezoar_utils.report import charts, show
+from bezoar_utils.report.clean import clean_output
 
 KEYS = ("panel", "series", "x", "y", "low", "high")
 
@@ -31,8 +32,19 @@ def test_groups_name_the_series_and_the_category():
     rows = [("one", "math", 1), ("one", "writing", 2), ("two", "math", 3)]
     assert [row[1:4] for row in kept(charts.grouped_bars(values, "T", "grade"))] == rows
     assert [row[1:4] for row in kept(charts.radar(values, "T", "grade", 10))] == rows
-    intervals = {"OpenBezoar-SFT": {"first turn": (1.0, 0.5, 2.0)}}
-    assert kept(charts.grouped_intervals(intervals, "T", "grade")) == [("", "first turn", "SFT", 1.0, 0.5, 2.0)]
+
+
+def test_groups_are_drawn_with_their_intervals_and_a_missing_bar_is_a_gap():
+    values = {"base": {"turn 1": (2.0, 1.5, 3.0), "turn 2": (6.0, 5.0, 7.0)}, "OpenBezoar-SFT": {"turn 2": (1.0, 1.0, 1.0)}}
+    figure = charts.grouped_bars(values, "Grades", "grade, 1 to 10", top=10)
+    (axis,) = figure.axes
+    first, second = axis.containers[1], axis.containers[3]
+    assert [bar.get_height() for bar in first] == [2.0, 6.0] and [bar.get_height() for bar in second] == [1.0]
+    assert second[0].get_x() > first[1].get_x(), "the second series' only bar is in the second group"
+    segments = first.errorbar.lines[2][0].get_segments()
+    assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 3.0], [5.0, 7.0]]
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["base", "SFT"] and axis.get_ylabel() == "grade, 1 to 10"
+    assert kept(figure)[2] == ("", "SFT", "turn 2", 1.0, 1.0, 1.0)
 
 
 def test_a_difference_keeps_its_interval_and_its_name():
@@ -74,7 +86,7 @@ def test_text_is_no_formula_and_a_negative_number_stays_one(name):
 
 def test_the_csv_under_a_figure_survives_cleaning_and_holds_what_is_drawn():
     markup = show.figure_html(charts.bars({"base": (0.5, 0.4, 0.7)}, "Answers: <found>", "share"), "alt", "n = 3")
-    markup = pages.clean_output(markup)
+    markup = clean_output(markup)
     link = markup[markup.index('<a download="answers-found.csv" href="data:text/csv;base64,') :].split('"')
     text = base64.b64decode(link[3].removeprefix("data:text/csv;base64,")).decode()
     assert text == "panel,series,x,y,low,high\nAnswers: <found>,,base,0.5,0.4,0.7\n"
@@ -84,3 +96,32 @@ def test_the_csv_under_a_figure_survives_cleaning_and_holds_what_is_drawn():
 def test_a_figure_without_values_has_no_download():
     figure, _ = plt.subplots()
     assert "csv" not in show.figure_html(figure, "nothing")
+
+
+def test_dpo_curves_show_training_and_validation_of_every_value():
+    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
+    rows = [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (1, 2)]
+    rows.append({"step": 2} | {f"eval_{n}": 10 + i for i, n in enumerate(names)})
+    figure = charts.dpo_curves(rows, "Title")
+    drawn = {
+        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} for axis in figure.get_axes()
+    }
+    assert drawn == {
+        "loss": {"training": [1, 2], "validation": [10]},
+        "reward accuracy": {"training": [2, 3], "validation": [11]},
+        "reward margin": {"training": [3, 4], "validation": [12]},
+        "log-probability": {
+            "chosen, training": [4, 5],
+            "chosen, validation": [13],
+            "rejected, training": [5, 6],
+            "rejected, validation": [14],
+        },
+    }
+    show.figure_html(figure, "alt")
+
+
+def test_lengths_are_drawn_with_both_limits():
+    figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
+    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert told == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
+    show.figure_html(figure, "alt")

@@ -1,15 +1,12 @@
-"""Looking around in a finished run: what is read, what is said of a row, and what is never overwritten."""
+"""Looking around in a finished run: what is read, where a row came from and why it was dropped."""
 
 import json
 
 import pytest
-from test_report import PAYLOADS, live
 
 from bezoar_utils import explore
 from bezoar_utils.data import filters
-from bezoar_utils.report import show
 from bezoar_utils.study import files, stage
-from bezoar_utils.study.profile import ProfileError, load_profile
 from bezoar_utils.study.stage import StageError
 
 RULES = {"evaluation": filters.EvaluationIndex({}, 8), "held_out": {"Tereso"}, "near_duplicate": 0.95}
@@ -45,9 +42,7 @@ def test_the_first_finished_profile_is_opened(runs):
 
 
 def test_without_a_finished_run_one_line_says_what_to_do(runs):
-    with pytest.raises(
-        StageError, match=r"^there is nothing to explore: mini lacks 10_lamini, .*run `make reproduce` first"
-    ) as error:
+    with pytest.raises(StageError, match=r"mini lacks 10_lamini, .*make reproduce") as error:
         explore.open_run("mini", "tiny")
     assert "\n" not in str(error.value)
 
@@ -57,16 +52,11 @@ def test_without_a_finished_run_one_line_says_what_to_do(runs):
 
 def test_a_question_has_the_same_answer_again_and_a_seed_chooses_another(model_folder):
     explore.load.cache_clear()
-    said = [explore.reply(model_folder, "Who?", max_new_tokens=8) for _ in range(2)]
-    assert said[0] == said[1]
+    first, again = (explore.reply(model_folder, "Who?", max_new_tokens=8) for _ in range(2))
+    assert first == again
     sampled = {explore.reply(model_folder, "Who?", temperature=1.0, seed=seed, max_new_tokens=8) for seed in range(4)}
     assert len(sampled) > 1
     assert explore.load.cache_info().misses == 1
-
-
-@pytest.mark.parametrize("payload", PAYLOADS)
-def test_two_answers_side_by_side_are_inert(payload):
-    assert not live(show.table_html([{"base": payload, "OpenBezoar-SFT": payload}], caption=payload))
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -75,15 +65,12 @@ def test_two_answers_side_by_side_are_inert(payload):
 def test_rows_of_a_stage_come_with_their_verdict_and_number(runs):
     folder = runs / "mine" / "20_judge_filter"
     for scheme in explore.SCHEMES.values():
-        made = [row(0, "a", scheme=scheme, rating=10), row(0, "b", status=None, scheme=scheme, rating=None)]
-        files.write_table(folder / f"judged_{scheme}.parquet", made)
+        rows = [row(0, "a", scheme=scheme, rating=10), row(0, "b", status=None, scheme=scheme, rating=None)]
+        files.write_table(folder / f"judged_{scheme}.parquet", rows)
     finish(folder, outputs={f"judged_{scheme}.parquet": {"sha256": ""} for scheme in explore.SCHEMES.values()})
     run = explore.Stage("explore", "mine", {}, runs / "mine" / "explore", reads=None)
-    orca = explore.rows_of(run, "11_orca")
-    assert [(r["scheme"], r["number"], r["status"], r["rating"]) for r in orca] == [
-        ("orca", 0, "Accept", 10),
-        ("orca", 1, None, None),
-    ]
+    orca = [(r["scheme"], r["number"], r["status"], r["rating"]) for r in explore.rows_of(run, "11_orca")]
+    assert orca == [("orca", 0, "Accept", 10), ("orca", 1, None, None)]
     assert len(explore.rows_of(run)) == 6
 
 
@@ -92,7 +79,7 @@ def test_rows_are_picked_by_columns_and_words():
     assert explore.pick(rows, words="where", status="Accept") == rows[:1]
     assert explore.pick(rows, status=None) == []
     assert explore.pick([], scheme="orca") == []
-    with pytest.raises(ValueError, match="no column colour; there are number, system, "):
+    with pytest.raises(ValueError, match=r"colour.*number, system, "):
         explore.pick(rows, colour="red")
 
 
@@ -112,8 +99,8 @@ def test_an_evolution_that_names_itself_as_parent_ends():
 
 def test_rows_of_the_other_schemes_say_what_they_were_made_from():
     assert explore.origin({"scheme": "lamini", "source": "topic-guided"}, []) == [("way", "topic-guided")]
-    asked = {"scheme": "orca", "task_name": "t", "targets": "4", "system": "Explain."}
-    assert [text for _, text in explore.origin(asked, [])] == ["t", "4", "Explain."]
+    query = {"scheme": "orca", "task_name": "t", "targets": "4", "system": "Explain."}
+    assert [text for _, text in explore.origin(query, [])] == ["t", "4", "Explain."]
     assert explore.origin({"scheme": "evol", "parent": None}, []) == [], "a released row does not say"
 
 
@@ -128,8 +115,8 @@ def test_the_fate_of_each_row_is_what_the_stage_counted():
     ]
     fates = [explore.fate(r, rows, **RULES) for r in rows]
     assert fates == ["accepted", "copy", "judge_rejected", "judge_failed", "names_held_out_subject", "accepted"]
-    kept, dropped = filters.select(rows, **RULES)
-    assert {reason: fates.count(reason) for reason in filters.REASONS} == dropped and fates.count("accepted") == len(kept)
+    accepted, dropped = filters.select(rows, **RULES)
+    assert {reason: fates.count(reason) for reason in filters.REASONS} == dropped and fates.count("accepted") == len(accepted)
 
 
 def test_a_row_is_tokenised_as_training_sees_it(tokenizer):
@@ -173,67 +160,3 @@ def test_a_ledger_gives_its_answered_calls_only(runs):
     finish(runs / "mine" / "20_judge_filter")
     files.append_jsonl(runs / "mine" / "20_judge_filter" / "calls.jsonl", CALL, {"key": "x", "failure": "timeout"})
     assert explore.finished_calls(explore.Stage("explore", "mine", {}, runs, reads=None)) == [CALL]
-
-
-# --------------------------------------------------------------------------------------------------- a run of one's own
-
-
-@pytest.fixture
-def profiles(tmp_path, monkeypatch):
-    import shutil
-
-    from bezoar_utils.study import profile
-
-    shutil.copytree(profile.PROFILES, tmp_path / "profiles")
-    monkeypatch.setattr(explore, "PROFILES", tmp_path / "profiles")
-    monkeypatch.setattr(explore, "load_profile", lambda name: load_profile(name, tmp_path / "profiles"))
-    return tmp_path / "profiles"
-
-
-def test_a_profile_holds_what_differs_and_can_be_written_twice(profiles):
-    for _ in range(2):
-        path = explore.write_profile("mine", {"dpo": {"beta": 0.3}})
-    assert path.read_text() == "extends: mini\ndpo:\n  beta: 0.3\n"
-    assert load_profile("mine", profiles).dpo.beta == 0.3
-
-
-def test_no_profile_is_overwritten(profiles):
-    before = (profiles / "mini.yaml").read_text()
-    with pytest.raises(ProfileError, match=r"profiles/mini.yaml is there and says something else; take another name"):
-        explore.write_profile("mini", {"dpo": {"beta": 0.3}})
-    assert (profiles / "mini.yaml").read_text() == before
-
-
-def test_a_profile_that_cannot_work_is_one_line_and_leaves_no_file(profiles):
-    with pytest.raises(ProfileError, match=r"unknown key dpo\.betta"):
-        explore.write_profile("mine", {"dpo": {"betta": 0.3}})
-    assert not (profiles / "mine.yaml").exists()
-
-
-def test_a_run_made_by_hand_is_nothing_to_branch_from(runs):
-    finish(runs / "tiny" / "explore" / "10_lamini")
-    finish(runs / "tiny" / "10_lamini")  # no runner has put its notebook's hash there
-    with pytest.raises(StageError, match="runs/tiny has nothing finished before 50_dpo: run `make reproduce PROFILE=tiny` first"):
-        explore.branch("tiny", "mine", "50_dpo")
-
-
-def test_metrics_of_two_runs_stand_side_by_side(runs):
-    for name, value in (("mini", 0.5), ("mine", 0.75)):
-        finish(
-            runs / name / "50_dpo",
-            metrics={"reward_accuracy": {"value": value}} | ({"old": {"value": 1}} if name == "mini" else {}),
-        )
-    (only,) = explore.metrics_beside("50_dpo", "mini", "mine")
-    assert only == {"metric": "reward_accuracy", "mini": 0.5, "mine": 0.75, "difference": 0.25}
-
-
-def test_make_is_told_one_stage_of_one_profile():
-    command = explore.make_command("mine", "50_dpo")
-    assert command[0] == "make" and "runs/mine/50_dpo/stage.json" in command and "PROFILE=mine" in command
-
-
-def test_a_failing_make_is_an_error_after_its_own_lines(monkeypatch, capsys):
-    monkeypatch.setattr(explore, "make_command", lambda *_: ["sh", "-c", "echo what went wrong; exit 2"])
-    with pytest.raises(StageError, match="50_dpo of mine was not made, see above"):
-        explore.make("mine", "50_dpo")
-    assert capsys.readouterr().out == "what went wrong\n"

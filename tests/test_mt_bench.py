@@ -15,7 +15,7 @@ from bezoar_utils.evaluation import mt_bench
 from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
 from bezoar_utils.report import charts, show
-from bezoar_utils.report.pages import clean
+from bezoar_utils.report.clean import clean
 from bezoar_utils.study import files
 from bezoar_utils.training import models
 
@@ -442,18 +442,6 @@ def test_the_radar_closes_a_line_a_model_over_all_categories():
     assert list(one.get_ydata()) == [1.0, 2.0, 3.0, 1.0] and np.isnan(two.get_ydata()[1]) and two.get_ydata()[-1] == 4.0
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["base", "SFT"] and axis.get_ylim() == (0, 10)
     assert one.get_linestyle() != two.get_linestyle()
-    charts_closed(fig)
-
-
-def test_bars_by_turn_have_their_intervals():
-    values = {BASE: {"turn 1": (2.0, 1.5, 3.0), "turn 2": (1.0, 1.0, 1.0)}, SFT: {"turn 1": (6.0, 5.0, 7.0)}}
-    fig = charts.grouped_intervals(values, "Grades (n = 3, seed 1)", "grade, 1 to 10", top=10)
-    axis = fig.axes[0]
-    first, second = axis.containers[1], axis.containers[3]
-    assert [bar.get_height() for bar in first] == [2.0, 6.0] and [bar.get_height() for bar in second] == [1.0]
-    reach = first.errorbar.lines[2][0].get_segments()
-    assert [segment[:, 1].tolist() for segment in reach] == [[1.5, 3.0], [5.0, 7.0]]
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["turn 1", "turn 2"] and axis.get_ylabel() == "grade, 1 to 10"
     charts_closed(fig)
 
 

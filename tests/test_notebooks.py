@@ -12,16 +12,17 @@ from bezoar_utils.run import literal_assignments
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES, load_profile, stage_parameters
 
-EXPLORE = CODE / "notebooks" / "explore.ipynb"  # no stage: it looks around in a finished run
-NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p != EXPLORE)
+EXPLORE, COMPARE = (CODE / "notebooks" / f"{name}.ipynb" for name in ("explore", "compare"))  # not stages: they read finished runs
+NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p not in (EXPLORE, COMPARE))
 
 
 def test_there_is_one_chapter_a_stage():
     assert [p.stem for p in NOTEBOOKS] == list(STAGES)
 
 
-def test_the_exploring_notebook_is_valid_stripped_and_has_short_cells():
-    notebook = nbformat.read(EXPLORE, 4)
+@pytest.mark.parametrize("path", [EXPLORE, COMPARE], ids=lambda p: p.stem)
+def test_a_notebook_that_is_not_a_stage_is_valid_stripped_and_has_short_cells(path):
+    notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     code = [c for c in notebook.cells if c.cell_type == "code"]
     assert all(not c.outputs and c.execution_count is None for c in code)

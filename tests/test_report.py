@@ -6,7 +6,7 @@ import pytest
 from small_report import rendered
 
 from bezoar_utils.report import pages, show
-from bezoar_utils.report.pages import clean
+from bezoar_utils.report.clean import clean, clean_output, clean_prose
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
 
@@ -91,23 +91,23 @@ def test_a_download_lives_or_dies_as_a_pair(attribute):
 
 
 def test_an_output_has_no_heading_and_no_place_to_link_to():
-    assert pages.clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
+    assert clean_output("<h1 id='main'>T</h1><p id='provenance'>p</p>") == "T<p>p</p>"
 
 
 def test_a_heading_of_the_prose_can_be_linked_to_by_its_words():
     assert (
-        pages.clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
+        clean_prose("<h2 id='main'>What <b>we</b> see &amp; say</h2>")
         == '<h2 id="to-what-we-see-say">What <b>we</b> see &amp; say</h2>'
     )
-    assert not live(pages.clean_prose("<h2>x<script>alert(1)</script>"))
+    assert not live(clean_prose("<h2>x<script>alert(1)</script>"))
 
 
 def test_head_cells_say_what_they_head_and_a_table_scrolls_alone():
     table = "<table><thead><tr><th>a</th></tr></thead><tbody><tr><th>b</th><td>1</td></tr></tbody></table>"
     for cleaned in (
-        pages.clean_output(table),
-        pages.clean_output(f'<div class="scroll">{table}</div>'),
-        pages.clean_prose(table),
+        clean_output(table),
+        clean_output(f'<div class="scroll">{table}</div>'),
+        clean_prose(table),
     ):
         assert cleaned.startswith('<div class="scroll"><table>') and cleaned.endswith("</table></div>")
         assert '<th scope="col">a</th>' in cleaned and '<th scope="row">b</th>' in cleaned and cleaned.count("<div") == 1
@@ -117,6 +117,7 @@ def test_head_cells_say_what_they_head_and_a_table_scrolls_alone():
 def test_model_text_is_inert_wherever_a_chapter_can_show_it(payload, tmp_path):
     """Through a table, printed text, plain repr, raw HTML and Markdown outputs, and a JavaScript output."""
     html_table = show.table_html([{"answer": payload, payload: "x"}], caption=payload)
+    assert not live(html_table), "inert in JupyterLab too, where nothing is cleaned"
     outputs = [
         nbformat.v4.new_output("display_data", {"text/html": html_table}),
         nbformat.v4.new_output("display_data", {"text/html": payload}),
@@ -290,7 +291,7 @@ class Tokens(HTMLParser):
 @pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
 def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
     prompt = "### Instruction:\nWho?\n\n### Response:"
-    markup = pages.clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    markup = clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
     shown = Tokens(markup)
     text = {role: "".join(t for r, t in shown.tokens if r == role).replace("↵\n", "\n") for role in show.SIGNS}
     assert (text["context"], text["trained"]) == (prompt, response)
@@ -303,8 +304,8 @@ def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, respo
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_token_is_markup(tokenizer, payload):
     markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
-    assert not live(markup) and not live(pages.clean(markup))
-    shown = Tokens(pages.clean(markup)).tokens
+    assert not live(markup) and not live(clean(markup))
+    shown = Tokens(clean(markup)).tokens
     assert "".join(text for role, text in shown if role == "trained") == payload
 
 
@@ -397,36 +398,3 @@ def test_a_chapters_headings_are_in_order_and_each_once(path):
     assert heard.levels[0] == 1 and heard.levels.count(1) == 1
     assert all(deeper <= above + 1 for above, deeper in zip(heard.levels, heard.levels[1:]))
     assert len(set(heard.ids)) == len(heard.ids)
-
-
-def test_dpo_curves_show_training_and_validation_of_every_value():
-    from bezoar_utils.report import charts
-
-    names = ("loss", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected")
-    rows = [{"step": s} | {n: s + i for i, n in enumerate(names)} for s in (1, 2)]
-    rows.append({"step": 2} | {f"eval_{n}": 10 + i for i, n in enumerate(names)})
-    figure = charts.dpo_curves(rows, "Title")
-    drawn = {
-        axis.get_title(): {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()} for axis in figure.get_axes()
-    }
-    assert drawn == {
-        "loss": {"training": [1, 2], "validation": [10]},
-        "reward accuracy": {"training": [2, 3], "validation": [11]},
-        "reward margin": {"training": [3, 4], "validation": [12]},
-        "log-probability": {
-            "chosen, training": [4, 5],
-            "chosen, validation": [13],
-            "rejected, training": [5, 6],
-            "rejected, validation": [14],
-        },
-    }
-    show.figure_html(figure, "alt")
-
-
-def test_lengths_are_drawn_with_both_limits():
-    from bezoar_utils.report import charts
-
-    figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
-    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
-    assert told == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
-    show.figure_html(figure, "alt")

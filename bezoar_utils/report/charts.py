@@ -1,9 +1,13 @@
-"""The study's charts. Each function takes rows and returns a matplotlib figure with title, units and legend.
+"""The study's charts. Each function takes numbers and returns a matplotlib figure with title, units and legend.
 
-The numbers stay with the figure as `fig.rows`, one row a value, for the csv below it: panel, series, x, y, low, high.
+The numbers stay with the figure as `fig.rows`, one row per value, for the csv below it: panel, series, x, y, low, high.
+A training's log is a list of rows with `step` and the trainer's columns. Source: ours.
 """
 
+import math
+
 COLOURS = {"train": "#1f6f8b", "validation": "#d1495b", "chosen": "#2a7f3f", "rejected": "#b03a2e", "other": "#6c5b7b"}
+BARS = ("#1f6f8b", "#b8c4cc", "#12475a", "#7fa7b8")  # neighbours differ in lightness
 ORDER = ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
 
 
@@ -24,7 +28,7 @@ def _axes(width=7.0, height=3.6, columns=1, lines=1, projection=None):
 
 
 def smooth(values: list[float], weight: float) -> list[float]:
-    """Exponential moving average started at the first value; weight 0 leaves the values as they are."""
+    """Exponential moving average that starts at the first value; weight 0 leaves the values as they are."""
     smoothed = []
     for value in values:
         smoothed.append(value if not smoothed else weight * smoothed[-1] + (1 - weight) * value)
@@ -32,7 +36,7 @@ def smooth(values: list[float], weight: float) -> list[float]:
 
 
 def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
-    """Training and validation loss over steps, one panel a stage of training."""
+    """Training and validation loss over steps, one panel per training: logs[panel] is its log."""
     fig, axes = _axes(width=max(7.0, 3.4 * len(logs)), columns=len(logs))
     for axis, (name, rows) in zip(axes, logs.items()):
         axis.set(title=name, xlabel="optimizer step", ylabel="loss (nats per token)")
@@ -44,7 +48,7 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
 
 
 def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
-    """One panel a training, one colour a run: panels[training][run] are the rows of its log. Validation has points."""
+    """One panel per training, one colour per run: panels[training][run] is its log. Validation has points."""
     fig, axes = _axes(width=max(7.0, 3.6 * len(panels)), columns=len(panels))
     runs = list(dict.fromkeys(run for logs in panels.values() for run in logs))
     colours = dict(zip(runs, list(COLOURS.values()) * len(runs)))
@@ -61,7 +65,7 @@ def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
 def dpo_curves(rows: list[dict], title: str):
     """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs.
 
-    Training is thin and validation has points: the one is measured on a step's batch, the other on the whole set.
+    Training is a thin line, measured on a step's batch; validation has points, each measured on the whole set.
     """
     fig, axes = _axes(width=9.5, height=6.4, columns=2, lines=2)
     panels = [
@@ -73,17 +77,17 @@ def dpo_curves(rows: list[dict], title: str):
     for axis, (name, unit, columns) in zip(axes, panels):
         axis.set(title=name, xlabel="optimizer step", ylabel=unit)
         for column, kind in columns:
-            what, colour = ("", COLOURS["validation"]) if kind == "train" else (f"{kind}, ", COLOURS[kind])
-            _line(axis, rows, column, "-", lw=1, alpha=0.55, color=COLOURS[kind], label=f"{what}training")
-            _line(axis, rows, f"eval_{column}", "o-", ms=4, lw=1.6, color=colour, label=f"{what}validation")
+            prefix, colour = ("", COLOURS["validation"]) if kind == "train" else (f"{kind}, ", COLOURS[kind])
+            _line(axis, rows, column, "-", lw=1, alpha=0.55, color=COLOURS[kind], label=f"{prefix}training")
+            _line(axis, rows, f"eval_{column}", "o-", ms=4, lw=1.6, color=colour, label=f"{prefix}validation")
         axis.legend(frameon=False, fontsize=8)
     fig.suptitle(title)
     return fig
 
 
 def _line(axis, rows: list[dict], column: str, *style, smoothing: float = 0.0, **looks) -> None:
-    """A column of a training's log over its steps; the figure keeps the values as they were logged."""
-    points = [(r["step"], r[column]) for r in rows if _number(r.get(column))]
+    """A column of a log over its steps; the figure keeps the values as they were logged, not as they were smoothed."""
+    points = [(r["step"], r[column]) for r in rows if r.get(column) is not None and not math.isnan(r[column])]
     if points:
         steps, values = zip(*points)
         axis.plot(steps, smooth(values, smoothing), *style, **looks)
@@ -94,62 +98,41 @@ def _short(model: str) -> str:
     return model.replace("OpenBezoar-", "")
 
 
-def bars(values: dict[str, tuple[float, float, float]], title: str, unit: str, top: float | None = None):
-    """Means with their intervals, one bar a name."""
-    fig, (axis,) = _axes(height=3.4)
-    names = list(values)
-    means = [values[n][0] for n in names]
-    errors = [[values[n][0] - values[n][1] for n in names], [values[n][2] - values[n][0] for n in names]]
-    axis.bar(range(len(names)), means, yerr=errors, capsize=4, color=COLOURS["train"], alpha=0.85)
-    axis.set_xticks(range(len(names)), [_short(n) for n in names])
-    fig.rows += [{"x": _short(n), "y": mean, "low": low, "high": high} for n, (mean, low, high) in values.items()]
-    axis.set(title=title, ylabel=unit, ylim=(0, top))
-    return fig
+def bars(values: dict[str, tuple | float], title: str, unit: str, top: float | None = None):
+    """One bar per name: values[name] is a mean, or (mean, low, high) with its interval."""
+    return grouped_bars({"": {_short(name): value for name, value in values.items()}}, title, unit, top)
 
 
-def grouped_bars(values: dict[str, dict[str, float]], title: str, unit: str, top: float | None = None):
-    """One group a category, one bar a model: values[model][category]."""
-    fig, (axis,) = _axes(width=9.5)
-    categories = sorted({c for row in values.values() for c in row})
-    width = 0.8 / len(values)
-    shades = ("#b8c4cc", "#7fa7b8", "#3d7f96", "#12475a")
-    for number, (model, row) in enumerate(values.items()):
-        places = [i + (number - (len(values) - 1) / 2) * width for i in range(len(categories))]
-        axis.bar(places, [row.get(c, 0) for c in categories], width, label=_short(model), color=shades[number % 4])
-        fig.rows += [{"series": _short(model), "x": category, "y": value} for category, value in row.items()]
+def grouped_bars(values: dict[str, dict[str, tuple | float]], title: str, unit: str, top: float | None = None):
+    """One group per category, one bar per series: values[series][category] is a mean, or (mean, low, high)."""
+    fig, (axis,) = _axes(width=9.5 if len(values) > 1 else 7.0)
+    categories = list(dict.fromkeys(category for row in values.values() for category in row))
+    width = 0.8 / max(1, len(values))
+    for number, (series, row) in enumerate(values.items()):
+        shift = (number - (len(values) - 1) / 2) * width
+        points = [(c, *(value if isinstance(value, tuple | list) else [value])) for c, value in row.items()]
+        fig.rows += [{"series": _short(series)} | dict(zip(("x", "y", "low", "high"), point)) for point in points]
+        places, heights = [categories.index(c) + shift for c, *_ in points], [point[1] for point in points]
+        axis.bar(places, heights, width, yerr=_reach(points), capsize=4, label=_short(series), color=BARS[number % len(BARS)])
     axis.set_xticks(range(len(categories)), categories)
     axis.set(title=title, ylabel=unit, ylim=(0, top))
-    axis.legend(frameon=False, ncols=2, fontsize=8)
+    if len(values) > 1:
+        axis.legend(frameon=False, ncols=2, fontsize=8)
     return fig
 
 
-def grouped_intervals(
-    values: dict[str, dict[str, tuple[float, float, float]]], title: str, unit: str, bottom: float = 0, top: float | None = None
-):
-    """One group a model, one bar a part, each with its interval: values[model][part] is (mean, low, high)."""
-    fig, (axis,) = _axes(width=8.5)
-    parts = list(dict.fromkeys(part for row in values.values() for part in row))
-    width = 0.8 / max(1, len(parts))
-    for number, (part, colour) in enumerate(zip(parts, (COLOURS["train"], COLOURS["validation"], COLOURS["other"]), strict=False)):
-        there = [(place, _short(model), *row[part]) for place, (model, row) in enumerate(values.items()) if part in row]
-        places = [place + (number - (len(parts) - 1) / 2) * width for place, *_ in there]
-        reach = [[mean - low for _, _, mean, low, _ in there], [high - mean for _, _, mean, _, high in there]]
-        heights = [mean for _, _, mean, _, _ in there]
-        fig.rows += [{"series": part, "x": x, "y": mean, "low": low, "high": high} for _, x, mean, low, high in there]
-        axis.bar(places, heights, width, yerr=reach, capsize=4, label=part, color=colour, alpha=0.85)
-    axis.set_xticks(range(len(values)), [_short(model) for model in values])
-    axis.set(title=title, ylabel=unit, ylim=(bottom, top))
-    axis.legend(frameon=False, ncols=len(parts), fontsize=8)
-    return fig
+def _reach(points: list[tuple]) -> list | None:
+    """Lengths of the error bars of (category, mean, low, high) below and above the mean; None without intervals."""
+    if not points or len(points[0]) < 4:
+        return None
+    return [[mean - low for _, mean, low, _ in points], [high - mean for _, mean, _, high in points]]
 
 
-LINES = ("-", "--", "-.", ":")  # models told apart by more than their colour
+LINES = ("-", "--", "-.", ":")  # so that models differ by more than their colour
 
 
 def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float):
-    """One closed line a model over the categories around a circle: values[model][category]. What is missing is a gap."""
-    import math
-
+    """One closed line per model over the categories around a circle: values[model][category]. A missing value is a gap."""
     categories = sorted({c for row in values.values() for c in row})
     fig, (axis,) = _axes(width=7.5, height=5.5, projection="polar")
     angles = [2 * math.pi * place / len(categories) for place in range(len(categories))]
@@ -168,12 +151,12 @@ def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float
 
 
 def differences(rows: list[dict], title: str, unit: str):
-    """One line a variant: its difference from the recipe's own, with the interval; left of zero it is worse."""
+    """One line per variant: its difference from the recipe's own choice, with the interval; left of zero it is worse."""
     fig, (axis,) = _axes(width=8.5, height=1.4 + 0.32 * len(rows))
     for place, row in enumerate(reversed(rows)):
-        sure = row["low"] > 0 or row["high"] < 0
-        axis.plot([row["low"], row["high"]], [place, place], color=COLOURS["train"], lw=2, alpha=1.0 if sure else 0.45)
-        axis.plot(row["difference"], place, "o", color=COLOURS["train"] if sure else "white", mec=COLOURS["train"])
+        excludes_zero = row["low"] > 0 or row["high"] < 0
+        axis.plot([row["low"], row["high"]], [place, place], color=COLOURS["train"], lw=2, alpha=1.0 if excludes_zero else 0.45)
+        axis.plot(row["difference"], place, "o", color=COLOURS["train"] if excludes_zero else "white", mec=COLOURS["train"])
     axis.axvline(0, color="#555555", lw=0.8)
     names = [f"{r['variant']} against {r['against']}" for r in rows]
     axis.set_yticks(range(len(rows)), names[::-1], fontsize=8)
@@ -183,16 +166,16 @@ def differences(rows: list[dict], title: str, unit: str):
 
 
 def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int = 20):
-    """Shares of each list's values, one outline a name, over common bins."""
+    """Shares of each list's values over common bins, one outline per name."""
     fig, (axis,) = _axes()
-    everything = [v for some in values.values() for v in some]
+    everything = [value for numbers in values.values() for value in numbers]
     low, high = (min(everything), max(everything)) if everything else (0, 1)
-    edges = [low + (high - low + 1) * i / min(bins, high - low + 1) for i in range(int(min(bins, high - low + 1)) + 1)]
-    for name, some in values.items():
-        if some:
-            weights = [1 / len(some)] * len(some)
-            label = f"{name} (n = {len(some)})"
-            heights, _, _ = axis.hist(some, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=label)
+    bins = min(bins, high - low + 1)
+    edges = [low + (high - low + 1) * i / bins for i in range(int(bins) + 1)]
+    for name, numbers in values.items():
+        if numbers:
+            label, weights = f"{name} (n = {len(numbers)})", [1 / len(numbers)] * len(numbers)
+            heights, _, _ = axis.hist(numbers, bins=edges, weights=weights, histtype="step", linewidth=1.6, label=label)
             fig.rows += [{"series": label, "x": edge, "y": height} for edge, height in zip(edges, [*heights, 0])]
     axis.set(title=title, xlabel=unit, ylabel="share of rows")
     if everything:
@@ -201,10 +184,10 @@ def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int 
 
 
 def lengths(values: dict[str, list[int]], max_length: int, title: str):
-    """Tokens a row, with what fits here and where the authors' code would cut."""
+    """Tokens per row, with the longest row that fits here and the length at which the authors' code would cut."""
     from ..training.labels import AUTHORS_CUT
 
-    fig = histograms(values, title, "tokens a row")
+    fig = histograms(values, title, "tokens per row")
     axis = fig.axes[0]
     limits = [("max_length", max_length, "validation", "-"), ("the authors' cut", AUTHORS_CUT, "other", "--")]
     for name, limit, colour, line in limits:
@@ -213,7 +196,3 @@ def lengths(values: dict[str, list[int]], max_length: int, title: str):
         fig.rows.append({"series": label, "x": limit})
     axis.legend(fontsize=8, edgecolor="none")  # over the lines where they meet
     return fig
-
-
-def _number(value) -> bool:
-    return value is not None and value == value

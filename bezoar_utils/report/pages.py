@@ -1,8 +1,8 @@
-"""The HTML report: one page a chapter and an index with the findings first, from `stage.json` and executed notebooks.
+"""The HTML report: one page per chapter and an index with the findings first, from `stage.json` and executed notebooks.
 
-Nothing is run and no number is parsed from prose. Pages load nothing from outside; the one script they may run is our own
-(`page.js`: the colours and the code switch), allowed by its hash. What models wrote was escaped when it was shown, and
-every output is cleaned again here.
+Nothing is run and no number is parsed from prose. Pages load nothing from outside; the only script they may run is our own
+(`page.js`: the colours and the code switch), allowed by its hash. Model text was escaped when it was shown, and `clean.py`
+cleans every output again here.
 """
 
 import argparse
@@ -11,13 +11,15 @@ import hashlib
 import re
 import shutil
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 from ..study import files
 from ..study.profile import REHEARSAL, ROOT
 from ..study.stage import RUNS, finished_records
+from . import charts
+from .clean import clean_output, clean_prose, contents
 from .reference import expected_table
+from .show import figure_html
 
 TEMPLATE = Path(__file__).parent / "template"
 REPORTS = ROOT / "reports"
@@ -37,117 +39,13 @@ TITLES = {
     "80_ablations": "Ablations",
     "90_findings": "Findings",
 }
-TAGS = """a b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img li ol p pre
-s small span strong sub summary sup table tbody td tfoot th thead tr u ul""".split()
 
 
-# ------------------------------------------------------------------------------------------------------------- cleaning
-
-
-CSV = re.compile(r"data:text/csv;base64,[A-Za-z0-9+/]+={0,2}")
-HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-
-
-def clean(markup: str) -> str:
-    """Only harmless tags and attributes survive; images only as embedded PNG, downloads only as embedded csv.
-
-    Scripts are dropped with their content.
-    """
-    return _cleaned(markup, TAGS, [_paired_downloads])
-
-
-def clean_prose(markup: str) -> str:
-    """Cleaned; its headings can be linked to, its tables are readable by ear and on a phone."""
-    return _cleaned(markup, TAGS, [_paired_downloads, _without_ids, _named_headings, _readable_tables])
-
-
-def clean_output(markup: str) -> str:
-    """Cleaned as prose is; besides, an output is no part of the page's outline: it has neither headings nor places to link to."""
-    return _cleaned(markup, sorted(set(TAGS) - HEADINGS), [_paired_downloads, _readable_tables, _without_ids])
-
-
-def _cleaned(markup: str, tags: list[str], filters: list) -> str:
-    from bleach.sanitizer import Cleaner
-
-    markup = re.sub(r"(?is)<(script|style|svg|math|iframe|object|template)\b.*?(</\1\s*>|$)", "", str(markup))
-    protocols = ["http", "https", "data"]
-    return Cleaner(tags=tags, attributes=_allowed, protocols=protocols, strip=True, filters=filters).clean(markup)
-
-
-def _allowed(tag: str, name: str, value: str) -> bool:
-    if tag == "img":
-        return name in ("alt", "width", "height") or (name == "src" and value.startswith("data:image/png;base64,"))
-    if tag == "a" and name == "download":
-        return bool(re.fullmatch(r"[a-z0-9-]+\.csv", value))
-    if tag == "a" and name == "href":
-        return value.startswith(("http://", "https://", "#")) or bool(CSV.fullmatch(value))
-    if tag == "a":
-        return name in ("id", "class")
-    return name in ("class", "id", "scope", "colspan", "rowspan")
-
-
-# Filters of the cleaned tokens, as bleach runs them: each takes the tokens and yields them.
-
-
-def _paired_downloads(source):
-    """Embedded csv is only ever downloaded, and nothing else is."""
-    for token in source:
-        if token["type"] == "StartTag" and token["name"] == "a":
-            href = token["data"].get((None, "href"), "")
-            if href.startswith("data:") and (None, "download") not in token["data"]:
-                del token["data"][None, "href"]
-            if not href.startswith("data:"):
-                token["data"].pop((None, "download"), None)
-        yield token
-
-
-def _readable_tables(source):
-    """Head cells say what they are the head of, and a wide table scrolls within the page."""
-    before, wrapped, head = None, [], False
-    for token in source:
-        kind, name = token["type"], token.get("name")
-        head = kind == "StartTag" if name == "thead" else head
-        if kind == "StartTag" and name == "th":
-            token["data"].setdefault((None, "scope"), "col" if head else "row")
-        if kind == "StartTag" and name == "table":
-            wrapped.append(not (before and before.get("name") == "div" and before["data"].get((None, "class")) == "scroll"))
-            if wrapped[-1]:
-                yield token | {"name": "div", "data": {(None, "class"): "scroll"}}
-        yield token
-        if kind == "EndTag" and name == "table" and wrapped and wrapped.pop():
-            yield token | {"name": "div", "data": {}}
-        before = token if kind == "StartTag" else before if kind == "SpaceCharacters" else None
-
-
-def _named_headings(source):
-    """An id from the heading's words. (nbconvert writes ids only together with anchor links, which a browser leaves open.)"""
-    start, inside = None, []
-    for token in source:
-        if token["type"] == "StartTag" and token["name"] in HEADINGS:
-            start, inside = token, []
-        elif start and token["type"] == "EndTag" and token["name"] == start["name"]:
-            words = "".join(some["data"] for some in inside if some["type"] in ("Characters", "SpaceCharacters"))
-            start["data"][None, "id"] = "to-" + re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
-            yield from (start, *inside, token)
-            start = None
-            continue
-        if start is None:
-            yield token
-        elif token is not start:
-            inside.append(token)
-    if start:
-        yield from (start, *inside)
-
-
-def _without_ids(source):
-    for token in source:
-        if token["type"] in ("StartTag", "EmptyTag"):
-            token["data"].pop((None, "id"), None)
-        yield token
+# ------------------------------------------------------------------------------------------------- a chapter
 
 
 def chapter_exporter():
-    """What turns an executed notebook into an HTML fragment; making one takes longer than using it."""
+    """The nbconvert exporter that turns an executed notebook into an HTML fragment. Making it takes longer than using it."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
@@ -156,7 +54,7 @@ def chapter_exporter():
         sanitize_html=True,
         filters={"clean_html": clean_output, "clean_prose": clean_prose},
     )
-    exporter.exclude_anchor_links = True  # written as <a/>, which a browser leaves open: all that follows became a link
+    exporter.exclude_anchor_links = True  # nbconvert writes <a/>, which a browser leaves open: all that follows becomes a link
     return exporter
 
 
@@ -173,38 +71,21 @@ def chapter_body(notebook: Path, exporter=None) -> str:
 
 
 def with_messages_last(outputs: list) -> list:
-    """A cell's outputs, with what libraries wrote to stderr as one folded block at the end, each line once: a cell that
-    trains ten times would else bury its table under a hundred folds."""
-    said = [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
-    lines = dict.fromkeys(line for o in said for line in o.text.splitlines() if line.strip())
-    if said and lines:
-        said[0].text = "\n".join(lines)
-    return [o for o in outputs if o not in said] + (said[:1] if lines else [])
+    """A cell's outputs, with everything libraries wrote to stderr as one block at the end, each line once.
 
-
-class Headings(HTMLParser):
-    """The headings of a page: `.found` lists level, id and text of each."""
-
-    def __init__(self, markup: str):
-        super().__init__()
-        self.found, self.within = [], False
-        self.feed(markup)
-
-    def handle_starttag(self, tag, attributes):
-        if tag in HEADINGS:
-            self.found.append({"level": int(tag[1]), "id": dict(attributes).get("id"), "text": ""})
-            self.within = True
-
-    def handle_endtag(self, tag):
-        self.within = self.within and tag not in HEADINGS
-
-    def handle_data(self, data):
-        if self.within:
-            self.found[-1]["text"] += data
+    Without this a cell that trains ten times would bury its table under a hundred folded blocks.
+    """
+    messages = [o for o in outputs if o.output_type == "stream" and o.name == "stderr"]
+    others = [o for o in outputs if o not in messages]
+    lines = dict.fromkeys(line for o in messages for line in o.text.splitlines() if line.strip())
+    if not lines:
+        return others
+    messages[0].text = "\n".join(lines)
+    return [*others, messages[0]]
 
 
 def without_machine_paths(text: str) -> str:
-    """Library warnings name files by their full path, which says where somebody's home is and nothing else."""
+    """Library warnings name files by their full path. That tells readers nothing but where somebody's home folder is."""
     return re.sub(r"""/[^\s:'"\\]*/site-packages/""", "site-packages/", text).replace(f"{ROOT}/", "")
 
 
@@ -212,32 +93,52 @@ def without_machine_paths(text: str) -> str:
 
 
 def write_report(profile: str) -> Path:
-    """Render every finished stage of a profile. Raises ValueError when none is finished."""
+    """Render every finished stage of a profile and return its index. Raises ValueError when no stage is finished."""
     records = finished_records(RUNS / profile)
     if not records:
         raise ValueError(f"no finished stage in runs/{profile}: run `make reproduce PROFILE={profile}` first")
-    target, exporter = REPORTS / profile, chapter_exporter()
+    target = REPORTS / profile
     shutil.rmtree(target, ignore_errors=True)
+    write_pages(target, profile, records)
+    metrics = {f"{stage}/{name}": m for stage, record in records.items() for name, m in record["metrics"].items()}
+    files.write_json(target / "metrics.json", metrics)
+    files.write_json(target / "timings.json", {stage: record["wall_seconds"] for stage, record in records.items()})
+    claims = [{key: claim[key] for key in ("id", "claim", "chapter")} for claim in read_claims(profile, records)]
+    files.write_json(target / "claims.json", claims)
+    return target / "index.html"
+
+
+def write_pages(target: Path, profile: str, records: dict) -> None:
+    """The overview and one page per finished stage, each linked to the one before and after it."""
+    exporter = chapter_exporter()
     bodies = {"index.html": ("Overview", overview(profile, records))}
     for stage, record in records.items():
         body = chapter_body(RUNS / profile / stage / "chapter.ipynb", exporter) + provenance(record)
         bodies[f"{stage}.html"] = (f"{stage[:2]} {TITLES[stage]}", body)
     pages = [{"file": file, "label": label} for file, (label, _) in bodies.items()]
     newest = max(records.values(), key=lambda record: record["finished"])
-    rehearsal = profile.startswith(REHEARSAL)
-    made = {"rehearsal": rehearsal, "made_from": [f"runs/{profile}"], "commit": newest["git_commit"], "dirty": newest["git_dirty"]}
-    for place, page in enumerate(pages):
-        before, after = pages[place - 1] if place else None, pages[place + 1] if place + 1 < len(pages) else None
-        body = bodies[page["file"]][1]
-        write_page(target, body, page=page, pages=pages, before=before, after=after, subject=f"profile {profile}", **made)
-    metrics = {f"{stage}/{name}": m for stage, record in records.items() for name, m in record["metrics"].items()}
-    files.write_json(target / "metrics.json", metrics)
-    files.write_json(target / "timings.json", {stage: record["wall_seconds"] for stage, record in records.items()})
-    return target / "index.html"
+    shared = {
+        "pages": pages,
+        "subject": f"profile {profile}",
+        "rehearsal": profile.startswith(REHEARSAL),
+        "made_from": [f"runs/{profile}"],
+        "commit": newest["git_commit"],
+        "dirty": newest["git_dirty"],
+    }
+    for page, before, after in zip(pages, [None, *pages[:-1]], [*pages[1:], None]):
+        write_page(target, bodies[page["file"]][1], page=page, before=before, after=after, **shared)
+
+
+def read_claims(profile: str, records: dict) -> list[dict]:
+    """The tested claims of a run, or none when it has not finished 90_findings. A rehearsal's verdicts are no results."""
+    if "90_findings" not in records:
+        return []
+    claims = files.read_json(RUNS / profile / "90_findings" / "claims.json")
+    return [claim | {"verdict": "no result"} for claim in claims] if profile.startswith(REHEARSAL) else claims
 
 
 def render(template: str, **values) -> str:
-    """A template of `template/`, with every value escaped but those that are markup already."""
+    """A template from `template/`. Every value is escaped unless it is Markup."""
     import jinja2
 
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True)
@@ -245,20 +146,19 @@ def render(template: str, **values) -> str:
 
 
 def write_page(target: Path, body: str, page: dict, **values) -> None:
-    """A whole page around `body`, which is clean markup; `values` are those of `page.html.j2`.
+    """A whole page around `body`, which must be clean markup; `values` are the other variables of `page.html.j2`.
 
-    The page may use one style sheet and run one script, both ours, inline and named by their hash; nothing else.
+    The page may use one style sheet and run one script, both ours, inline and allowed by their hash; nothing else.
     """
     from markupsafe import Markup
 
     style, script = (TEMPLATE / "style.css").read_text(), (TEMPLATE / "page.js").read_text()
-    contents = [heading for heading in Headings(body).found if heading["level"] == 2 and heading["id"]]
     text = render(
         "page.html.j2",
         title=page["label"],
         here=page["file"],
         body=Markup(body),  # noqa: S704 cleaned, or rendered by our own templates
-        contents=contents,
+        contents=contents(body),
         style=Markup(style),  # noqa: S704 our own file
         script=Markup(script),  # noqa: S704 our own file
         style_hash=content_hash(style),
@@ -269,17 +169,14 @@ def write_page(target: Path, body: str, page: dict, **values) -> None:
 
 
 def content_hash(text: str) -> str:
-    """As a Content-Security-Policy names an inline script or style."""
+    """The hash of an inline script or style as a Content-Security-Policy writes it."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def overview(profile: str, records: dict) -> str:
-    """Findings first, then headline charts, chapters with time and cost, what could not be reproduced, environment."""
-    folder = RUNS / profile / "90_findings"
-    found = "90_findings" in records
-    claims = files.read_json(folder / "claims.json") if found else []
-    if profile.startswith(REHEARSAL):
-        claims = [claim | {"verdict": "no result"} for claim in claims]
+    """Findings first, then headline charts, chapters with time and cost, what could not be reproduced, and the environment."""
+    claims = read_claims(profile, records)
+    not_reproduced = RUNS / profile / "90_findings" / "not_reproduced.json"
     versions: dict[str, str] = {}
     for record in records.values():
         versions |= record["versions"]
@@ -292,34 +189,33 @@ def overview(profile: str, records: dict) -> str:
         figures=headline_figures(records),
         records=records,
         titles=TITLES,
-        not_reproduced=files.read_json(folder / "not_reproduced.json") if found else [],
+        not_reproduced=files.read_json(not_reproduced) if "90_findings" in records else [],
         versions=sorted(versions.items()),
     )
 
 
+HEADLINES = (  # stage, prefix of its metrics, title, unit, highest value
+    ("60_benchmarks", "mini_answers/answer_found/", "Answer found in replies to held-out questions", "share of items", 1),
+    ("50_dpo", "preferred_rate_", "Preferred manner of sampled replies", "share of replies", 1),
+    ("61_mt_bench", "both/", "Two-turn questions", "grade 1-10", 10),
+)
+
+
 def headline_figures(records: dict) -> list:
+    """A bar chart per headline whose metrics some model has; each links to the provenance of its stage."""
     from markupsafe import Markup
 
-    from . import charts
-    from .show import figure_html
-
-    wanted = (
-        ("60_benchmarks", "mini_answers/answer_found/", "Answer found in replies to held-out questions", "share of items", 1),
-        ("50_dpo", "preferred_rate_", "Preferred manner of sampled replies", "share of replies", 1),
-        ("61_mt_bench", "both/", "Two-turn questions", "grade 1-10", 10),
-    )
     figures = []
-    for stage, prefix, title, unit, top in wanted:
-        metrics = records.get(stage, {}).get("metrics", {})
-        shown = {name: metrics[prefix + name] for name in charts.ORDER if prefix + name in metrics}
-        if shown:
-            chart = charts.bars({name: (m["value"], m["low"], m["high"]) for name, m in shown.items()}, title, unit, top)
-            alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in shown.items())
-            n = next(iter(shown.values()))["n"]
+    for stage, prefix, title, unit, top in HEADLINES:
+        measured = records.get(stage, {}).get("metrics", {})
+        metrics = {name: measured[prefix + name] for name in charts.ORDER if prefix + name in measured}
+        if metrics:
+            chart = charts.bars({name: (m["value"], m["low"], m["high"]) for name, m in metrics.items()}, title, unit, top)
+            alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in metrics.items())
+            n = next(iter(metrics.values()))["n"]
             confidence = records[stage]["parameters"]["intervals"]["confidence"]
             caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with {confidence:.0%} intervals"
-            origin = f"{stage}.html#provenance"
-            figures.append(Markup(figure_html(chart, alt, caption, origin)))  # noqa: S704 escaped there
+            figures.append(Markup(figure_html(chart, alt, caption, f"{stage}.html#provenance")))  # noqa: S704 escaped there
     return figures
 
 
@@ -334,9 +230,12 @@ def provenance(record: dict) -> str:
 # ---------------------------------------------------------------------------------------------- the committed reference
 
 
-def results_table(claims: list[dict]) -> str:
-    """The claims as a Markdown table for the README."""
-    lines = ["| claim | test | before | after | difference [95 % interval] | verdict |", "|---|---|---|---|---|---|"]
+def results_table(claims: list[dict], confidence: float) -> str:
+    """The claims as a Markdown table for the README; `confidence` (0 to 1) is that of their intervals."""
+    lines = [
+        f"| claim | test | before | after | difference [{100 * confidence:g} % interval] | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
     for c in claims:
         numbers = f"{c['before']:.2f} | {c['after']:.2f} | {c['difference']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
         lines.append(f"| {c['claim']} | {c['test']} (n = {c['n']}) | {numbers} | **{c['verdict']}** |")
@@ -345,21 +244,22 @@ def results_table(claims: list[dict]) -> str:
 
 def write_reference(profile: str) -> None:
     """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
-    reference, made = REPORTS / "reference", REPORTS / profile
-    results = results_table(files.read_json(RUNS / profile / "90_findings" / "claims.json"))
-    expected = expected_table(files.read_json(made / "metrics.json"), files.read_json(made / "timings.json"))
+    reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
+    confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
+    results = results_table(files.read_json(findings / "claims.json"), confidence)
+    expected = expected_table(*(files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims")))
     shutil.rmtree(reference, ignore_errors=True)
-    shutil.copytree(made, reference)
+    shutil.copytree(report, reference)
     put_between(ROOT / "README.md", "results", results)
     put_between(ROOT / "REPRODUCING.md", "expected", expected)
 
 
 def put_between(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between `<!-- mark -->` and `<!-- /mark -->`. Raises ValueError when the page lacks them."""
+    """Replace the text between `<!-- mark -->` and `<!-- /mark -->`. Raises ValueError when the page lacks these marks."""
     before, begin, rest = page.read_text().partition(f"<!-- {mark} -->")
     _, end, after = rest.partition(f"<!-- /{mark} -->")
     if not (begin and end):
-        raise ValueError(f"{page.name} has no <!-- {mark} --> … <!-- /{mark} -->")
+        raise ValueError(f"{page.name} has no <!-- {mark} --> … <!-- /{mark} -->: put both marks where the table belongs")
     files.write_bytes(page, f"{before}<!-- {mark} -->\n{text}\n<!-- /{mark} -->{after}".encode())
 
 

@@ -1,0 +1,105 @@
+"""What may stand on a page of the report, whoever wrote it: a model, a library or a notebook. Source: ours.
+
+bleach removes everything that could run or load something; BeautifulSoup then completes what remains.
+"""
+
+import re
+
+from bs4 import BeautifulSoup
+from bs4.dammit import EntitySubstitution
+from bs4.formatter import HTMLFormatter
+
+HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
+INLINE = """a b blockquote br caption code dd del details div dl dt em figcaption figure hr i img li ol p pre
+s small span strong sub summary sup table tbody td tfoot th thead tr u ul""".split()
+CSV = re.compile(r"data:text/csv;base64,[A-Za-z0-9+/]+={0,2}")
+# bleach would keep the text between these tags
+WITH_CONTENT = re.compile(r"(?is)<(script|style|svg|math|iframe|object|template)\b.*?(</\1\s*>|$)")
+
+
+class _AsWritten(HTMLFormatter):
+    """Attributes in their order (bs4 would sort them), no slash in `<br>`."""
+
+    def __init__(self):
+        super().__init__(entity_substitution=EntitySubstitution.substitute_xml, void_element_close_prefix="")
+
+    def attributes(self, tag):
+        return tag.attrs.items()
+
+
+def clean(markup: str) -> str:
+    """Keep only harmless tags and attributes. Images only as embedded PNG, downloads only as embedded csv.
+
+    Scripts, styles and drawings go together with their content.
+    """
+    return _text(_tree(markup, INLINE + HEADINGS))
+
+
+def clean_prose(markup: str) -> str:
+    """`clean`, and each heading gets an id made from its words; tables are completed as in `clean_output`."""
+    tree = _complete_tables(_without_ids(_tree(markup, INLINE + HEADINGS)))
+    for heading in tree.find_all(HEADINGS):
+        heading["id"] = "to-" + re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-")
+    return _text(tree)
+
+
+def clean_output(markup: str) -> str:
+    """`clean` for what a cell has printed: no headings and no ids, so that an output cannot pose as a part of the page."""
+    return _text(_complete_tables(_without_ids(_tree(markup, INLINE))))
+
+
+def contents(markup: str) -> list[dict]:
+    """`id` and `text` of each second-level heading that has an id, in order: the table of contents of a page."""
+    headings = BeautifulSoup(markup, "html.parser").find_all("h2", id=True)
+    return [{"id": heading["id"], "text": heading.get_text()} for heading in headings]
+
+
+def _tree(markup: str, tags: list[str]) -> BeautifulSoup:
+    from bleach.sanitizer import Cleaner
+
+    cleaner = Cleaner(tags=tags, attributes=_allowed, protocols=["http", "https", "data"], strip=True)
+    harmless = cleaner.clean(WITH_CONTENT.sub("", str(markup)))
+    return _paired_downloads(BeautifulSoup(harmless, "html.parser", multi_valued_attributes=None))
+
+
+def _text(tree: BeautifulSoup) -> str:
+    return tree.decode(formatter=_AsWritten())
+
+
+def _allowed(tag: str, name: str, value: str) -> bool:
+    if tag == "img":
+        return name in ("alt", "width", "height") or (name == "src" and value.startswith("data:image/png;base64,"))
+    if tag == "a" and name == "download":
+        return bool(re.fullmatch(r"[a-z0-9-]+\.csv", value))
+    if tag == "a" and name == "href":
+        return value.startswith(("http://", "https://", "#")) or bool(CSV.fullmatch(value))
+    if tag == "a":
+        return name in ("id", "class")
+    return name in ("class", "id", "scope", "colspan", "rowspan")
+
+
+def _paired_downloads(tree: BeautifulSoup) -> BeautifulSoup:
+    """Embedded csv can only be downloaded, and nothing else can."""
+    for link in tree.find_all("a"):
+        embedded = link.get("href", "").startswith("data:")
+        if embedded and not link.has_attr("download"):
+            del link["href"]
+        if not embedded:
+            link.attrs.pop("download", None)
+    return tree
+
+
+def _complete_tables(tree: BeautifulSoup) -> BeautifulSoup:
+    """Header cells say whether they head a column or a row; a wide table scrolls within the page."""
+    for cell in tree.find_all("th"):
+        cell.attrs.setdefault("scope", "col" if cell.find_parent("thead") else "row")
+    for table in tree.find_all("table"):
+        if table.parent.get("class") != "scroll":
+            table.wrap(tree.new_tag("div", attrs={"class": "scroll"}))
+    return tree
+
+
+def _without_ids(tree: BeautifulSoup) -> BeautifulSoup:
+    for tag in tree.find_all(id=True):
+        del tag["id"]
+    return tree
