@@ -18,7 +18,9 @@ from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
 
 COMMITTED = read_metrics(CODE / "reports" / "reference" / "metrics.json")
-TIMINGS, CLAIMS = (files.read_json(CODE / "reports" / "reference" / f"{name}.json") for name in ("timings", "claims"))
+TIMINGS, CLAIMS, DRAWS = (
+    files.read_json(CODE / "reports" / "reference" / f"{name}.json") for name in ("timings", "claims", "other_kernels")
+)
 
 
 def metric(value, unit="share of items", n=320):
@@ -103,7 +105,19 @@ def as_if(broken, of):
     ],
 )
 def test_a_broken_stage_is_seen_against_the_committed_reference(values):
-    assert compare(COMMITTED, changed(**values)).problems
+    assert compare(COMMITTED, changed(**values), DRAWS).problems
+
+
+def test_a_number_may_move_half_again_as_far_as_it_did_with_other_kernels():
+    before, draws = {"50_dpo/x": metric(0.5)}, {"AVX": {"50_dpo/x": 0.7}, "AVX-512": {"50_dpo/x": 0.4}}
+    assert compare(before, {"50_dpo/x": metric(0.79)}, draws).problems == []
+    assert "±0.3" in compare(before, {"50_dpo/x": metric(0.81)}, draws).problems[0]
+
+
+@pytest.mark.parametrize("kernels", DRAWS)
+def test_the_draws_with_other_kernels_are_within_the_tolerances(kernels):
+    draw = {name: COMMITTED[name] | {"value": value} for name, value in DRAWS[kernels].items()}
+    assert compare(COMMITTED, draw, DRAWS).problems == []
 
 
 # ------------------------------------------------------------------------------------------- other files, other metrics
@@ -207,11 +221,11 @@ def test_the_command_without_a_run_is_one_line(two_files, capsys):
 def test_reproducing_says_what_the_reference_says():
     page = (CODE / "REPRODUCING.md").read_text()
     table = page.partition("<!-- expected -->\n")[2].partition("\n<!-- /expected -->")[0]
-    assert table == expected_table(COMMITTED, TIMINGS, CLAIMS)
+    assert table == expected_table(COMMITTED, TIMINGS, CLAIMS, DRAWS)
 
 
 def test_each_row_has_its_value_and_its_tolerance_and_each_claim_has_a_row():
-    lines = [line.strip("| ").split(" | ") for line in expected_table(COMMITTED, TIMINGS, CLAIMS).splitlines()[2:]]
+    lines = [line.strip("| ").split(" | ") for line in expected_table(COMMITTED, TIMINGS, CLAIMS, DRAWS).splitlines()[2:]]
     names = [row.metric for row in reference.ROWS] + [f"90_findings/{claim['id']}" for claim in CLAIMS]
     assert {name for name in COMMITTED if name.startswith("90_findings/")} == set(names[len(reference.ROWS) :])
     for name, (_, chapter, *_, expected, allowed) in zip(names, lines, strict=True):
@@ -228,7 +242,7 @@ def test_time_is_that_of_all_chapters_up_to_this_one_but_those_apart():
 
 def test_a_row_whose_metric_is_gone_is_one_clear_line():
     with pytest.raises(MetricsError, match="10_lamini/rows"):
-        expected_table({}, {}, [])
+        expected_table({}, {}, [], {})
 
 
 def test_a_table_is_put_between_its_marks_and_nowhere_else(tmp_path):

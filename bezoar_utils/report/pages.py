@@ -16,29 +16,14 @@ from pathlib import Path
 from ..study import files
 from ..study.profile import REHEARSAL, ROOT
 from ..study.stage import RUNS, finished_records
+from ..study.stages import STAGES
 from . import charts
 from .clean import clean_output, clean_prose, contents
-from .reference import expected_table
+from .reference import expected_table, other_draws
 from .show import figure_html
 
 TEMPLATE = Path(__file__).parent / "template"
 REPORTS = ROOT / "reports"
-TITLES = {
-    "00_miniature": "Miniature",
-    "10_lamini": "LaMini",
-    "11_orca": "Orca",
-    "12_evol_instruct": "Evol-Instruct",
-    "20_judge_filter": "Judge",
-    "30_sft": "SFT",
-    "40_hh_sft": "HH-RLHF SFT",
-    "50_dpo": "DPO",
-    "60_benchmarks": "Benchmarks",
-    "61_mt_bench": "Two-turn questions",
-    "70_loss_charts": "Loss charts",
-    "75_filter": "Filter",
-    "80_ablations": "Ablations",
-    "90_findings": "Findings",
-}
 
 
 # ------------------------------------------------------------------------------------------------- a chapter
@@ -114,7 +99,7 @@ def write_pages(target: Path, profile: str, records: dict) -> None:
     bodies = {"index.html": ("Overview", overview(profile, records))}
     for stage, record in records.items():
         body = chapter_body(RUNS / profile / stage / "chapter.ipynb", exporter) + provenance(record)
-        bodies[f"{stage}.html"] = (f"{stage[:2]} {TITLES[stage]}", body)
+        bodies[f"{stage}.html"] = (f"{stage[:2]} {STAGES[stage].title}", body)
     pages = [{"file": file, "label": label} for file, (label, _) in bodies.items()]
     newest = max(records.values(), key=lambda record: record["finished"])
     shared = {
@@ -188,7 +173,7 @@ def overview(profile: str, records: dict) -> str:
         verdicts={word: sum(c["verdict"] == word for c in claims) for word in ("shown", "not shown", "opposite")},
         figures=headline_figures(records),
         records=records,
-        titles=TITLES,
+        titles={row.name: row.title for row in STAGES.values()},
         not_reproduced=files.read_json(not_reproduced) if "90_findings" in records else [],
         versions=sorted(versions.items()),
     )
@@ -247,9 +232,12 @@ def write_reference(profile: str) -> None:
     reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
     confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
     results = results_table(files.read_json(findings / "claims.json"), confidence)
-    expected = expected_table(*(files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims")))
+    numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
+    draws = other_draws()
+    expected = expected_table(*numbers, draws)
     shutil.rmtree(reference, ignore_errors=True)
     shutil.copytree(report, reference)
+    files.write_json(reference / "other_kernels.json", draws)  # not of this run, but what it is compared with
     put_between(ROOT / "README.md", "results", results)
     put_between(ROOT / "REPRODUCING.md", "expected", expected)
 
