@@ -76,21 +76,14 @@ def _task_manager():
 
 def harness_task(name: str) -> list:
     """A task that LM Eval Harness itself defines, or the tasks of a group; the hub holds their questions."""
-    from lm_eval.tasks import get_task_dict
-
     manager = _task_manager()
     if name not in manager.all_tasks:
         near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, 3)) or "none"
         raise ValueError(f"LM Eval Harness has no task {name!r}; similar names: {near}")
     try:
-        return _leaves(get_task_dict([name], manager))
+        return list(manager.load(name)["tasks"].values())
     except (OSError, ValueError) as error:  # the datasets library has many names for "offline" and "not there"
         raise ValueError(f"the data of task {name!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
-
-
-def _leaves(tasks: dict) -> list:
-    """The tasks of a dictionary in which groups hold further dictionaries."""
-    return [leaf for task in tasks.values() for leaf in (_leaves(task) if isinstance(task, dict) else [task])]
 
 
 def task_items(tasks: list) -> dict[str, list[dict]]:
