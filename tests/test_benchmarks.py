@@ -62,31 +62,43 @@ def test_scores_are_one_row_an_item_and_metric_and_the_same_in_any_batch(stage, 
     assert len(benchmarks.evaluate(model, tokenizer, tasks, 4, 2, 1)) == 4
 
 
-def test_a_task_that_is_not_there_is_named(stage):
-    with pytest.raises(ValueError, match=r"no task 'riddles'.*there are answers"):
+def test_a_task_that_reads_replies_in_two_ways_has_a_metric_for_each(stage, model_folder, tokenizer):
+    path = stage.folder / "tasks" / "answers.yaml"
+    filters = [
+        {"name": name, "filter": [{"function": "regex", "regex_pattern": "(zzz)", "fallback": name}, {"function": "take_first"}]}
+        for name in ("no", "3")
+    ]
+    path.write_text(path.read_text() + f"filter_list: {json.dumps(filters)}\n")
+    rows = benchmarks.evaluate(models.load_model(model_folder), tokenizer, tasks_of(stage), 4, None, 1)
+    means = {metric: [r["value"] for r in rows if r["metric"] == metric] for metric in {r["metric"] for r in rows}}
+    assert means["strict_match,no"] == [0.0] * 6 and means["strict_match,3"] == [0, 0, 0, 1, 0, 0] and len(means) == 4
+
+
+def test_examples_for_a_group_of_tasks_are_given_to_each_of_them(stage, monkeypatch):
+    import lm_eval.tasks
+
+    leaves = tasks_of(stage) + tasks_of(stage)
+    monkeypatch.setattr(lm_eval.tasks.TaskManager, "load", lambda *_: {"tasks": dict(zip(("one", "two"), leaves))})
+    opened = benchmarks.open_tasks({"tasks": ["mmlu"], "tasks_from": None}, stage, {"mmlu": 5})
+    assert opened == leaves and [task.config.num_fewshot for task in opened] == [5, 5]
+
+
+def test_a_task_that_cannot_be_opened_is_named(stage):
+    with pytest.raises(ValueError, match=r"'riddles'.*answers"):
         tasks_of(stage, ["riddles"])
-    with pytest.raises(ValueError, match=r"fewshot names riddles.*there are answers"):
+    with pytest.raises(ValueError, match=r"fewshot .*riddles.*answers"):
         tasks_of(stage, riddles=5)
-
-
-def test_a_task_without_items_is_refused(stage):
+    with pytest.raises(ValueError, match=r"'arc_chalenge'.*arc_challenge"):
+        benchmarks.harness_task("arc_chalenge")
+    with pytest.raises(ValueError, match="data of task 'arc_easy'"):
+        benchmarks.harness_task("arc_easy")
     files.write_bytes(stage.folder / "tasks" / "answers.jsonl", b"")
-    with pytest.raises(ValueError, match="task 'answers' has no items"):
+    with pytest.raises(ValueError, match="'answers' has no items"):
         tasks_of(stage)
 
 
-def test_a_harness_task_with_a_typing_error_gets_names_like_it():
-    with pytest.raises(ValueError, match=r"no task 'arc_chalenge'; names like it: arc_challenge"):
-        benchmarks.harness_tasks(["arc_chalenge"])
-
-
-def test_a_harness_task_whose_data_cannot_be_fetched_is_named():
-    with pytest.raises(ValueError, match="the data of task 'arc_easy' cannot be had"):
-        benchmarks.harness_tasks(["arc_easy"])
-
-
 def test_facts_of_a_task_tell_its_wording_and_items_from_others(stage):
-    (plain,) = (benchmarks.task_facts(task, None) for task in tasks_of(stage))
+    plain = benchmarks.task_facts(tasks_of(stage)[0], None)
     assert (plain["task"], plain["version"], plain["fewshot"], plain["items"]) == ("answers", 1.0, 0, 6)
     assert benchmarks.task_facts(tasks_of(stage)[0], None) == plain
     fewer = benchmarks.task_facts(tasks_of(stage)[0], 3)
@@ -102,20 +114,21 @@ def test_kept_scores_are_those_of_this_model_and_these_tasks_only(stage):
         return benchmarks.evaluation_key(identity, tasks_of(stage), limit, seed, length)
 
     assert key() == key()
-    assert len({key(), key("b"), key(limit=2), key(seed=2), key(length=64)}) == 5
     few = benchmarks.evaluation_key("a", tasks_of(stage, answers=2), None, 1, 512)
-    assert few != key()
+    assert len({key(), key("b"), key(limit=2), key(seed=2), key(length=64), few}) == 6
 
 
 def scores_of(model: str, values: list[float]) -> list[dict]:
     return [{"model": model, "task": "t", "metric": "acc", "item": n, "value": v, "reply": ""} for n, v in enumerate(values)]
 
 
-def test_models_are_compared_on_the_same_items():
+def test_models_are_compared_item_by_item():
     scores = scores_of("base", [0, 0, 1, 0] * 10) + scores_of("sft", [1, 1, 1, 0] * 10)[::-1] + scores_of("dpo", [1, 1, 0, 1] * 10)
     rise, none = benchmarks.compare(scores, [("base", "sft"), ("sft", "dpo")], INTERVALS, 0)
     assert (rise["difference"], rise["n"], rise["verdict"]) == (0.5, 40, "higher") and 0 < rise["low"] < 0.5 < rise["high"]
     assert (none["difference"], none["verdict"]) == (0.0, "no difference shown") and none["low"] < 0 < none["high"]
+    (row,) = benchmarks.compare(scores[:-1], [("sft", "dpo")], INTERVALS, 0)
+    assert (row["n"], row["unpaired"]) == (39, 1)
 
 
 def test_the_base_stands_beside_what_others_published_of_it():
@@ -128,7 +141,7 @@ def test_the_harness_must_give_a_request_exactly_one_bos(stage, model_folder, to
     from lm_eval.models.huggingface import HFLM
 
     whole = HFLM.tok_encode
-    monkeypatch.setattr(HFLM, "tok_encode", lambda self, text, **told: [tokenizer.bos_token_id, *whole(self, text, **told)])
+    monkeypatch.setattr(HFLM, "tok_encode", lambda self, text, **options: [tokenizer.bos_token_id, *whole(self, text, **options)])
     with pytest.raises(ValueError, match="exactly one BOS"):
         benchmarks.evaluate(models.load_model(model_folder), tokenizer, tasks_of(stage), 4, None, 1)
 

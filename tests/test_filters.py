@@ -45,14 +45,47 @@ def test_near_is_what_the_rouge_score_package_calls_near_also_right_at_the_thres
     assert 0.1 < sum(decisions) / len(decisions) < 0.9 and at_the_threshold > 50
 
 
-def test_a_text_is_compared_with_every_text_before_it():
-    near = NearCopies(0.7, ["name one of the rivers"])
+@pytest.mark.parametrize("exact_up_to", [0, 1, 2])
+def test_a_text_is_compared_with_every_text_before_it(exact_up_to):
+    near = NearCopies(0.7, ["name one of the rivers"], exact_up_to)
     near.add("Add two and three please")
     assert near.holds("add two and three, PLEASE!") and near.holds("name one of these rivers") and not near.holds("Name a lake")
+    assert not NearCopies(0.1, exact_up_to=exact_up_to).holds("anything")
 
 
-def test_nothing_is_near_to_no_texts():
-    assert not NearCopies(0.1).holds("anything")
+def texts_with_near_copies(n: int, threshold: float):
+    """Texts of which a third repeats an earlier one with some words replaced, about as many as the threshold allows."""
+    rng = random.Random(5)
+    vocabulary = [f"w{i}" for i in range(500)]
+    texts: list[list[str]] = []
+    for _ in range(n):
+        copied = texts and rng.random() < 0.3
+        text = list(rng.choice(texts)) if copied else rng.choices(vocabulary, weights=range(500, 0, -1), k=rng.randint(8, 60))
+        for _ in range(int(rng.uniform(0, 1.5) * (1 - threshold) * len(text)) if copied else 0):
+            text[rng.randrange(len(text))] = rng.choice(vocabulary)
+        texts.append(text)
+    return [" ".join(text) for text in texts]
+
+
+def answers(texts, threshold, exact_up_to):
+    near = NearCopies(threshold, exact_up_to=exact_up_to)
+    return [near.holds(text) or near.add(text) or False for text in texts]
+
+
+@pytest.mark.parametrize("threshold", [0.7, 0.9, 1.0])
+def test_among_many_texts_almost_every_near_copy_is_found_none_is_made_up_and_each_time_the_same(threshold):
+    texts = texts_with_near_copies(1000, threshold)
+    exact, proposed = answers(texts, threshold, len(texts)), answers(texts, threshold, 100)
+    assert 100 < sum(exact) < 400 and proposed[:101] == exact[:101] and proposed == answers(texts, threshold, 100)
+    everything = NearCopies(threshold, exact_up_to=len(texts))
+    for text, near in zip(texts, proposed):
+        assert not near or everything.holds(text)
+        everything.add(text)
+    assert sum(a and b for a, b in zip(exact, proposed)) / sum(exact) > 0.97
+
+
+def test_few_texts_are_all_compared():
+    assert filters.EXACT_UP_TO > 2 * 2000  # rows of one set of `mini`, whose metrics must not depend on chance
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -106,14 +139,11 @@ def test_the_table_counts_the_rows_of_each_set_that_overlap_with_each_task():
     ]
 
 
-@pytest.mark.parametrize("task", ["arc_challenge", "boolq", "gsm8k_cot", "hellaswag", "winogrande", "triviaqa", "drop"])
-def test_benchmarks_that_flan_was_built_from_are_marked(task):
-    assert seen_in_flan(task) == seen_in_flan(task.upper()) == "yes"
-
-
-@pytest.mark.parametrize("task", ["mmlu", "truthfulqa_mc2", "mini_answers", "two-turn questions", "lambada_openai", "humaneval"])
-def test_other_benchmarks_are_not(task):
-    assert seen_in_flan(task) == "no"
+def test_benchmarks_that_flan_was_built_from_are_marked():
+    for task in ("arc_challenge", "boolq", "gsm8k_cot", "hellaswag", "winogrande", "triviaqa", "drop"):
+        assert seen_in_flan(task) == seen_in_flan(task.upper()) == "yes"
+    for task in ("mmlu", "truthfulqa_mc2", "mini_answers", "two-turn questions", "lambada_openai", "humaneval"):
+        assert seen_in_flan(task) == "no"
 
 
 # ----------------------------------------------------------------------------------------------------------- selection

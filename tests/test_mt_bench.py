@@ -1,5 +1,4 @@
 import json
-import re
 
 import numpy as np
 import pytest
@@ -76,42 +75,42 @@ def test_a_file_of_reference_answers_takes_the_place_of_the_rows_own(read):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (question(7, turns=["one"]), "question 7: turns must be a list of exactly 2 texts"),
-        (question(7, turns=["one", "two", "three"]), "question 7: turns must be a list of exactly 2 texts"),
-        (question(7, turns=["one", 2]), "question 7: turns must be a list of exactly 2 texts"),
-        (question(7, turns=["one", None]), "question 7: turns must be a list of exactly 2 texts"),
-        (question(7, turns=["one", " \n"]), "question 7: turn 2 is empty"),
-        (question(7, turns=["", "two"]), "question 7: turn 1 is empty"),
-        (question(7, reference="text"), "question 7: reference must be a list of exactly 2 texts"),
-        (question(7, reference=["one"]), "question 7: reference must be a list of exactly 2 texts"),
-        (question(5), "question 5 is there twice"),
+        (question(7, turns=["one"]), "question 7: turns.*2"),
+        (question(7, turns=["one", "two", "three"]), "question 7: turns.*2"),
+        (question(7, turns=["one", 2]), "question 7: turns.*string.*2"),
+        (question(7, turns=["one", None]), "question 7: turns.*string.*None"),
+        (question(7, turns=["one", "half \ud83d"]), "question 7: turns.*ud83d"),
+        (question(7, turns=["one", " \n"]), "question 7: turn 2 .*empty"),
+        (question(7, turns=["", "two"]), "question 7: turn 1 .*empty"),
+        (question(7, reference="text"), "question 7: reference.*list"),
+        (question(7, reference=["one"]), "question 7: reference.*2"),
+        (question(7, reference=["one", None]), "question 7: reference.*None"),
+        (question(5), "duplicate question_id 5"),
         ({"question_id": 7, "category": "writing", "prompt": ["a", "b"]}, "line 2 lacks turns"),
-        (question("7"), "line 2: question_id must be a whole number"),
-        (question(7, turns=[]) | {"turns": "one"}, "line 2: turns must be a list"),
+        (question("7"), "line 2: question_id"),
+        (question(7) | {"turns": "one"}, "line 2: turns.*list"),
     ],
 )
-def test_a_question_of_another_shape_is_one_error_that_names_it(read, row, words):
-    with pytest.raises(SourceError, match=re.escape(words)) as error:
-        read([question(5), row])
+def test_a_question_of_another_shape_is_one_error_that_names_it(tmp_path, row, words):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(f"{json.dumps(question(5))}\n{json.dumps(row)}\n")
+    with pytest.raises(SourceError, match=words) as error:
+        mt_bench.read_questions({"file": str(path)}, None, StubStage(tmp_path))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        (reference(5) | {"choices": []}, "the reference answer to question 5: choices must begin with a mapping that has turns"),
-        (reference(5) | {"choices": ["text"]}, "the reference answer to question 5: choices must begin"),
-        (reference(5, ["one"]), "the reference answer to question 5: turns must be a list of exactly 2 texts"),
+        (reference(5) | {"choices": []}, "reference answer to question 5: choices"),
+        (reference(5) | {"choices": ["text"]}, "reference answer to question 5: choices"),
+        (reference(5, ["one"]), "reference answer to question 5: .*turns.*2"),
+        (reference(4), "duplicate question_id of the reference answers 4"),
     ],
 )
 def test_a_reference_of_another_shape_is_one_error_that_names_its_question(read, row, words):
-    with pytest.raises(SourceError, match=re.escape(words)):
-        read([question(5)], [row])
-
-
-def test_two_references_to_one_question_are_an_error(read):
-    with pytest.raises(SourceError, match="reference answer 5 is there twice"):
-        read([question(5)], [reference(5), reference(5)])
+    with pytest.raises(SourceError, match=words):
+        read([question(5)], [reference(4), row])
 
 
 # ---------------------------------------------------------------------------------------------------------------- answers

@@ -8,15 +8,12 @@ from bezoar_utils.schemes import evol, lamini, orca
 # ----------------------------------------------------------------------------------------------------------- LaMini
 
 
-def test_example_guided_prompt_shows_every_example_and_asks_for_the_count():
-    prompt = lamini.example_guided_prompt(["Do a.", "Do b."], 20)
-    assert "<example>Do a.</example>" in prompt and "<example>Do b.</example>" in prompt
-    assert "20" in prompt and "topic" not in prompt
-
-
-def test_topic_guided_prompt_is_the_same_with_topics_named():
-    plain, guided = lamini.example_guided_prompt(["Do a."], 5), lamini.topic_guided_prompt(["Do a."], ["rivers", "maps"], 5)
-    assert guided.replace(" about the topics rivers, maps", "") == plain
+def test_both_prompts_show_every_example_and_ask_for_the_count_and_one_names_topics():
+    plain = lamini.example_guided_prompt(["Do a.", "Do b."], 20)
+    guided = lamini.topic_guided_prompt(["Do a.", "Do b."], ["rivers", "maps"], 20)
+    for prompt in (plain, guided):
+        assert "<example>Do a.</example>" in prompt and "<example>Do b.</example>" in prompt and "20" in prompt
+    assert "topic" not in plain and "rivers, maps" in guided
 
 
 def test_prompts_without_examples_or_topics_are_refused():
@@ -34,6 +31,7 @@ def test_prompts_without_examples_or_topics_are_refused():
         ("<example>One?<example>Two.</example>", ["One?", "Two."]),
         ("<example>One?</example><example>cut of", ["One?"]),
         ("<example>One?</example><example>cut off</exam", ["One?"]),
+        ("Sure! <example>1. Name a river.</example> <example>Add 2 and 3.<example>Name a la", ["Name a river.", "Add 2 and 3."]),
         ("<example>outer <example>inner</example> garbage</example>", ["outer", "inner"]),
         ("</example><example>One?</example></example>", ["One?"]),
         ("<example></example><example> \n </example><example>Three.</example>", ["Three."]),
@@ -114,12 +112,6 @@ def test_repeats_and_copies_are_dropped_each_under_its_reason():
     assert dropped == {"copy_of_seed": 1, "repeated": 1, "near_copy_of_seed": 1, "near_repeat": 1}
 
 
-def test_nearness_begins_at_the_threshold():
-    rows = [{"instruction": "a b c d e f g h i j"}, {"instruction": "a b c d e f g x y z"}]  # ROUGE-L 0.7
-    assert len(lamini.drop_repeats(rows, [], 0.7)[0]) == 1
-    assert len(lamini.drop_repeats(rows, [], 0.71)[0]) == 2
-
-
 def test_no_instruction_is_lost_or_counted_twice():
     rng = random.Random(4)
     vocabulary = "name river lake add red blue what is the".split()
@@ -134,20 +126,13 @@ def test_no_instruction_is_lost_or_counted_twice():
 # ----------------------------------------------------------------------------------------------------------- Orca
 
 
-def test_system_messages_follow_the_orca_table():
+def test_system_messages_follow_the_orca_table_8_and_10_for_multiple_choice_only():
     assert len(orca.SYSTEM_MESSAGES) == 16 and orca.SYSTEM_MESSAGES[1] == ""
     assert set().union(*orca.MESSAGES_FOR.values()) == set(range(1, 17))
     for collection, numbers in orca.MESSAGES_FOR.items():
-        assert {orca.draw_system_message(collection, True, random.Random(i)) for i in range(300)} == set(numbers)
-
-
-def test_messages_8_and_10_are_for_multiple_choice_only():
-    for collection, numbers in orca.MESSAGES_FOR.items():
-        drawn = {orca.draw_system_message(collection, False, random.Random(i)) for i in range(300)}
-        assert drawn == set(numbers) - {8, 10}
-
-
-def test_unknown_sub_collection_is_named():
+        for multiple_choice, fitting in ((True, set(numbers)), (False, set(numbers) - {8, 10})):
+            drawn = {orca.draw_system_message(collection, multiple_choice, random.Random(i)) for i in range(300)}
+            assert drawn == fitting
     with pytest.raises(ValueError, match="dialog"):
         orca.draw_system_message("dialog", False, random.Random(0))
 
@@ -195,7 +180,7 @@ def test_few_shot_queries_are_left_out_unless_wanted():
 def test_asking_for_more_queries_than_fit_is_refused(rules):
     fit = {"": 6, "most_per_task": 4, "without": 3}["".join(rules)]
     draw(["a", "b"] * 3, fit, **rules)
-    with pytest.raises(ValueError, match=f"{fit + 1} queries asked for, but only {fit} fit"):
+    with pytest.raises(ValueError, match=rf"\b{fit} .*\b{fit + 1} "):
         draw(["a", "b"] * 3, fit + 1, **rules)
 
 
@@ -218,20 +203,12 @@ def evol_pool(n: int = 40) -> list[dict]:
     return [{"seed_number": i, "category": "qa chat list".split()[i % 3], "instruction": f"seed {i}"} for i in range(n)]
 
 
-def test_one_draw_serves_a_whole_category_and_epoch():
-    drawn = set()
-    for epoch in range(20):
-        draws = evol.draw_operations(evol_pool(), epoch, 42, "category")
-        by_category = {}
-        for row, found in zip(evol_pool(), draws):
-            assert by_category.setdefault(row["category"], found) == found
-        drawn.add(tuple(by_category.items()))
-    assert len(drawn) > 10
-
-
-def test_drawn_by_row_the_rows_of_a_category_differ():
-    draws = evol.draw_operations(evol_pool(60), 1, 42, "row")
-    assert len({found for row, found in zip(evol_pool(60), draws) if row["category"] == "qa"}) == 5
+@pytest.mark.parametrize(("draw_per", "fewest", "most"), [("category", 1, 1), ("row", 3, 5)])
+def test_one_draw_serves_a_whole_category_and_epoch_or_one_row(draw_per, fewest, most):
+    epochs = [evol.draw_operations(evol_pool(60), epoch, 42, draw_per) for epoch in range(20)]
+    for draws in epochs:
+        assert fewest <= len({draw for row, draw in zip(evol_pool(60), draws) if row["category"] == "qa"}) <= most
+    assert len(set(map(tuple, epochs))) > 10 and len({draw for draws in epochs for draw in draws}) == 5
 
 
 @pytest.mark.parametrize("draw_per", ["category", "row"])
@@ -265,6 +242,8 @@ GOOD = ("Name two rivers.", "The Rhine and the Danube.", "not equal")
         ("As the GIVEN PROMPT says, go.", *GOOD[1:], "leaked_prompt_words"),
         (*GOOD[:2], "equal", "no_information_gain"),
         (GOOD[0], "Sorry, I cannot.", "not equal", "refusal"),
+        (GOOD[0], "sorry " + "word " * 78, "not equal", "refusal"),
+        (GOOD[0], "sorry " + "word " * 79, "not equal", None),
         (GOOD[0], "It is what it is.", "not equal", "only_stop_words"),
         (GOOD[0], "  ?!", "not equal", "only_stop_words"),
         (GOOD[0], "", "not equal", "only_stop_words"),
@@ -277,11 +256,6 @@ def test_elimination_rules(child, response, equality, rule):
 @pytest.mark.parametrize("marker", evol.PROMPT_MARKERS)
 def test_every_marker_of_a_leaked_prompt_is_seen(marker):
     assert evol.failed_rule(f"The #{marker.title()}#: go.", *GOOD[1:]) == "leaked_prompt_words"
-
-
-def test_a_long_answer_that_says_sorry_is_no_refusal():
-    assert evol.is_refusal("sorry " + "word " * 78)
-    assert not evol.is_refusal("sorry " + "word " * 79)
 
 
 def test_a_survivor_takes_its_parents_place_and_a_failure_leaves_the_parent():

@@ -14,17 +14,20 @@ REASONS = ("malformed", "histories_differ", "empty_reply", "identical_replies")
 
 
 def turns(text: str) -> list[tuple[str, str]] | None:
-    """[(speaker, text), …] or None unless Human and Assistant alternate, Human first and Assistant last."""
-    parts = MARK.split(text)
-    if parts[0].strip():
-        return None
-    found = [(speaker, words.strip()) for speaker, words in zip(parts[1::2], parts[2::2])]
-    wanted = ["Human", "Assistant"] * (len(found) // 2)
-    return found if found and [speaker for speaker, _ in found] == wanted else None
+    """[(role, text), …] or None unless Human and Assistant alternate, Human first and Assistant last."""
+    before, *parts = MARK.split(text)
+    pairs = [(role, words.strip()) for role, words in zip(parts[::2], parts[1::2])]
+    alternate = [role for role, _ in pairs] == ["Human", "Assistant"] * (len(pairs) // 2)
+    return pairs if pairs and alternate and not before.strip() else None
 
 
 def preference_pair(row: dict) -> tuple[dict | None, str | None]:
-    """({"prompt", "chosen", "rejected"}, None), or (None, reason) with a reason of `REASONS`."""
+    """({"prompt", "chosen", "rejected"}, None), or (None, reason) with a reason of `REASONS`.
+
+    Example: chosen "\\n\\nHuman: Hi\\n\\nAssistant: Hello!" and rejected "\\n\\nHuman: Hi\\n\\nAssistant: What?" share the history
+    "Hi", so the pair is {"prompt": render_prompt("Hi"), "chosen": "Hello!", "rejected": "What?"}. With "\\n\\nHuman: Hey" at
+    the start of one of them it would be (None, "histories_differ").
+    """
     chosen, rejected = turns(row["chosen"]), turns(row["rejected"])
     if chosen is None or rejected is None:
         return None, "malformed"

@@ -1,18 +1,19 @@
 """Rows from anywhere: an earlier stage's artifact, a local file, or a data set of the hub at a pinned revision.
 
 A source is a mapping with exactly one of `artifact` ("<stage>/<file>"), `file` (a path) and `hub` ("owner/name"); a hub
-source also has `files`, in order, and `revision` (40 hex) or `expect_prefix`, when only the beginning of it is known.
+source also has `files`, in order, and `revision` (40 hex digits) or `expect_prefix`, when only its beginning is known.
 Reading is strict: a file gives all its rows or one line that names file, row and column. Nothing is repaired or skipped.
 """
 
-import bisect
 import csv
 import gzip
 import json
 import math
 import os
 import re
+import sys
 import zlib
+from bisect import bisect_left
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -20,18 +21,16 @@ from pathlib import Path
 from ..study import files
 from ..study.profile import ROOT
 
-# a rehearsal keeps one of its own, for its revisions are made up
-LOCK = Path(
-    os.environ.get("BEZOAR_HUB_LOCK", ROOT / "profiles" / "hub.lock.json")
-)  # {"owner/name": revision}, for those of which a profile knows only the beginning
-LABELS = ("task_name", "template_type")  # what FLAN rows are sampled by
+# {"owner/name": revision} for revisions of which a profile knows only the beginning, {"owner/name@revision": files} for
+# patterns. A rehearsal has a lock of its own, because its revisions are made up.
+LOCK = Path(os.environ.get("BEZOAR_HUB_LOCK", ROOT / "profiles" / "hub.lock.json"))
+LABELS = {"task_name": str, "template_type": str}  # what FLAN rows are sampled by
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", bool: "true or false"}
-REVISION = re.compile("[0-9a-f]{40}")
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell one, no file can hold it
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell one, but no UTF-8 file can hold it
 
 
 class SourceError(ValueError):
-    """Data that cannot be had or is not what it should be. The message is one line."""
+    """Data that cannot be read or is not what it should be. The message is one line."""
 
 
 def read(source: dict, columns: dict[str, type] | tuple[str, ...], stage) -> list[dict]:
@@ -40,9 +39,9 @@ def read(source: dict, columns: dict[str, type] | tuple[str, ...], stage) -> lis
     Raises SourceError as `locate` and `read_rows` do.
     """
     ours = source.get("rename") or {}
-    theirs = {name: theirs for theirs, name in ours.items()}
-    wanted = {theirs.get(name, name): kind for name, kind in _kinds(columns).items()}
-    rows = [row for path in locate(source, stage) for row in read_rows(path, wanted)]
+    theirs = {ours_name: theirs_name for theirs_name, ours_name in ours.items()}
+    kinds = {theirs.get(name, name): kind for name, kind in _kinds(columns).items()}
+    rows = [row for path in locate(source, stage) for row in read_rows(path, kinds)]
     return [{ours.get(name, name): value for name, value in row.items()} for row in rows] if ours else rows
 
 
@@ -50,28 +49,24 @@ def sample(source: dict, choose, columns: dict[str, type] | tuple[str, ...], sta
     """The rows that `choose` picks, in its order, each with `original_index`: its number over all files, from 0
     (a column of that name is replaced).
 
-    `choose(task_names, template_types)` gets one text a row and returns row numbers. Parquet files are only read where
-    chosen rows lie; of a hub source nothing else is transferred. Raises SourceError as `read` does.
+    `choose(task_names, template_types)` gets one text per row and returns row numbers. Of parquet files only the row groups
+    of chosen rows are read, and nothing else of a hub source is transferred. Raises SourceError as `read` does.
     """
-    if all(str(name).endswith(".parquet") for name in _names(source)):
-        return sample_parquet(open_parquet(source, stage), choose, columns)
-    rows = read(source, _kinds(LABELS) | _kinds(columns), stage)
-    chosen = choose(*([row[label] for row in rows] for label in LABELS))
-    return [rows[number] | {"original_index": number} for number in chosen]
-
-
-def _names(source: dict) -> list[str]:
-    return source["files"] if source.get("hub") else [source.get("artifact") or source["file"]]
+    names = source["files"] if source.get("hub") else [source.get("artifact") or source["file"]]
+    if all(str(name).endswith(".parquet") for name in names):
+        return sample_parquet(locate(source, stage, cached_or_remote), choose, columns)
+    rows = read(source, LABELS | _kinds(columns), stage)
+    return [rows[number] | {"original_index": number} for number in choose(*([row[label] for row in rows] for label in LABELS))]
 
 
 # --- where the files are
 
 
-def locate(source: dict, stage) -> list[Path]:
-    """Local paths of a source's files; hub files are downloaded into the hub's cache, once. What was read is recorded.
+def locate(source: dict, stage, hub_file=None) -> list:
+    """Local paths of a source's files, downloaded once into the hub's cache; or what `hub_file` returns for each hub file.
 
-    `stage` has `input(reference)`, and `note_input(name, sha256)` if it records contents.
-    Raises SourceError when a file is missing, the hub does not give it, or what came differs from what the hub announced.
+    `stage` has `input(reference)`, and `note_input(name, sha256)` if it records what was read.
+    Raises SourceError when a file is missing, the hub does not give it, or its content differs from what the hub announced.
     """
     if source.get("artifact"):
         return [stage.input(source["artifact"])]
@@ -82,90 +77,95 @@ def locate(source: dict, stage) -> list[Path]:
         _note(stage, f"file:{source['file']}", files.sha256_file(path))
         return [path]
     revision = full_revision(source)
-    return [_download(source["hub"], revision, name, stage) for name in hub_files(source, revision)]
+    return [(hub_file or download)(source["hub"], revision, name, stage) for name in hub_files(source, revision)]
 
 
 def full_revision(source: dict, lock: Path = LOCK) -> str:
-    """The 40 hex digits a hub source is pinned to.
+    """The 40 hex digits a hub source is pinned to. Where only `expect_prefix` is known, the rest comes from `lock`, or once
+    from the hub, and is then written to `lock`.
 
-    Where only `expect_prefix` is known, the rest comes from `lock`, or once from the hub, which then writes `lock`.
-    Raises SourceError when the hub cannot be asked, or a revision does not begin with the prefix.
+    Raises SourceError when the hub does not answer, or the revision does not begin with the prefix.
     """
     if source.get("revision"):
         return source["revision"]
-    hub, prefix = source["hub"], source["expect_prefix"]
-    with _named(str(lock)):
-        known = files.read_json(lock) if lock.exists() else {}
+    hub, prefix, known = source["hub"], source["expect_prefix"], _read_lock(lock)
+    problem = f"only the beginning {prefix} of its revision is known"
+    revision = known.get(hub) or _ask_hub(hub, problem, lambda api: api.dataset_info(hub, revision="main").sha)
+    # a hash made up from a known beginning looks like a pin and pins nothing, hence both checks
+    if not re.fullmatch("[0-9a-f]{40}", str(revision)) or not revision.startswith(prefix):
+        origin = lock.name if hub in known else "the hub"
+        raise SourceError(f"{hub}: {origin} says revision {revision}, the profile expects 40 hex digits beginning {prefix}")
     if hub not in known:
-        revision = _newest_revision(hub, prefix, lock)
-        _require_prefix(hub, revision, prefix, "the hub")
         files.write_json(lock, known | {hub: revision})
-        return revision
-    _require_prefix(hub, known[hub], prefix, lock.name)
-    return known[hub]
+    return revision
 
 
 def hub_files(source: dict, revision: str, lock: Path = LOCK) -> list[str]:
-    """The files a source names, patterns (`*.parquet`) filled in from the repository at its pin, sorted; kept in `lock`.
+    """The files a source names; patterns (`*.parquet`) become the repository's files at its pin, sorted, as kept in `lock`.
 
-    Raises SourceError when the hub cannot be asked or nothing matches.
+    Raises SourceError when the hub does not answer or nothing matches.
     """
     if not any("*" in name for name in source["files"]):
         return source["files"]
-    key = f"{source['hub']}@{revision}"
-    with _named(str(lock)):
-        known = files.read_json(lock) if lock.exists() else {}
+    hub, key, known = source["hub"], f"{source['hub']}@{revision}", _read_lock(lock)
     if key not in known:
-        known |= {key: sorted(_listing(source["hub"], revision))}
+        problem = f"its files at {revision} are not known"
+        listing = _ask_hub(hub, problem, lambda api: api.list_repo_files(hub, repo_type="dataset", revision=revision))
+        known |= {key: sorted(listing)}
         files.write_json(lock, known)
-    found = [name for pattern in source["files"] for name in known[key] if fnmatch(name, pattern)]
-    if not found:
+    names = [name for pattern in source["files"] for name in known[key] if fnmatch(name, pattern)]
+    if not names:
         raise SourceError(f"{key} has no file like {', '.join(source['files'])}; it has {', '.join(known[key][:8])}")
-    return found
+    return names
 
 
-def _listing(hub: str, revision: str) -> list[str]:
+def _read_lock(lock: Path) -> dict:
+    with _named(lock):
+        return files.read_json(lock) if lock.exists() else {}
+
+
+def _ask_hub(hub: str, problem: str, question):
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HTTPError
 
     try:
-        return HfApi().list_repo_files(hub, repo_type="dataset", revision=revision)
+        return question(HfApi())
     except (OSError, HTTPError) as error:
-        raise SourceError(f"{hub}: its files at {revision} cannot be listed ({_one_line(error)}); run once online") from None
+        why = " ".join(str(error).split())
+        raise SourceError(f"{hub}: {problem}, and the hub did not answer ({why}); run once online, which keeps it") from None
 
 
-def _newest_revision(hub: str, prefix: str, lock: Path) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        return HfApi().dataset_info(hub, revision="main").sha
-    except (OSError, HTTPError) as error:
-        raise SourceError(
-            f"{hub}: only the beginning {prefix} of its revision is known, and the hub gave no answer "
-            f"({_one_line(error)}); run once online, which completes it in {lock.name}"
-        ) from None
-
-
-def _require_prefix(hub: str, revision, prefix: str, where: str) -> None:
-    # A hash made up from a known beginning looks like a pin and pins nothing, hence both checks.
-    if not REVISION.fullmatch(str(revision)) or not revision.startswith(prefix):
-        raise SourceError(f"{hub}: {where} says revision {revision}, the profile expects 40 hex digits beginning {prefix}")
-
-
-def _download(hub: str, revision: str, name: str, stage) -> Path:
+def download(hub: str, revision: str, name: str, stage) -> Path:
+    """The local path of one file of a data set of the hub. Raises SourceError as `locate` does."""
     from huggingface_hub import hf_hub_download
 
     place = f"hub:{hub}@{revision}/{name}"
     with _named(place):
         path = Path(hf_hub_download(hub, name, repo_type="dataset", revision=revision))
         digest = files.sha256_file(path)
-    # The cache names a large file by the SHA256 the hub announced; the library itself checks only its size.
+    # the cache names a large file by the SHA256 the hub announced; the library itself checks only its size
     announced = Path(os.readlink(path)).name if path.is_symlink() else ""
     if len(announced) == 64 and announced != digest:
         raise SourceError(f"{place} arrived damaged: SHA256 {digest}, announced {announced}; delete {path.resolve()}")
     _note(stage, place, digest)
     return path
+
+
+def cached_or_remote(hub: str, revision: str, name: str, stage):
+    """As `download` if the file is in the local cache; otherwise an open remote file, of which only the parts read are sent.
+
+    Remote reading does not check the content; what is recorded is the SHA256 that the hub announces.
+    """
+    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(hub, name, repo_type="dataset", revision=revision), str):
+        return download(hub, revision, name, stage)
+    place = f"hub:{hub}@{revision}/{name}"
+    with _named(place):
+        # no read-ahead: sampled bytes lie far apart, and parquet itself says which ranges it needs
+        file = HfFileSystem().open(f"datasets/{hub}@{revision}/{name}", cache_type="none")
+    _note(stage, place, (file.details["lfs"] or {}).get("sha256", ""))
+    return file
 
 
 def _note(stage, name: str, digest: str) -> None:
@@ -179,18 +179,17 @@ def _note(stage, name: str, digest: str) -> None:
 def read_rows(path: Path, columns: dict[str, type] | tuple[str, ...]) -> list[dict]:
     """All rows of a .jsonl, .jsonl.gz, .json (a list), .parquet, .tsv or .csv file, with extra columns, values as they are.
 
-    `columns` must be there in every row, of their type; a tuple means text. Cells of .tsv and .csv become numbers where
-    `columns` says so. Raises SourceError naming file, line or row (from 1) and column; no part of a faulty file is returned.
+    `columns` must be in every row, of their type; a tuple means text, which all cells of .tsv and .csv are.
+    Raises SourceError naming file, line or row (from 1) and column; no part of a faulty file is returned.
     """
     reader = next((reader for ending, reader in READERS.items() if path.name.endswith(ending)), None)
     if reader is None:
-        raise SourceError(f"{path} is of no known format; known: {', '.join(READERS)}")
-    kinds, rows = _kinds(columns), []
-    with _named(str(path)):
-        for place, row in reader(path, kinds):
-            rows.append(_checked(row, kinds, f"{path} {place}"))
+        raise SourceError(f"{path} has an unknown format; known formats: {', '.join(READERS)}")
+    kinds = _kinds(columns)
+    with _named(path):
+        rows = [_checked(row, kinds, f"{path} {place}") for place, row in reader(path)]
     if not rows:
-        raise SourceError(f"{path} holds no rows")
+        raise SourceError(f"{path} has no rows")
     return rows
 
 
@@ -200,29 +199,27 @@ def _kinds(columns) -> dict[str, type]:
 
 def _checked(row, kinds: dict[str, type], place: str) -> dict:
     if not isinstance(row, dict):
-        raise SourceError(f"{place} is no mapping of columns to values")
+        raise SourceError(f"{place} is not a mapping of columns to values")
     _require_columns(row, kinds, place)
-    for column, kind in kinds.items():
-        if not _fits(row[column], kind):
-            raise SourceError(f"{place}: {column} must be {KINDS[kind]}, got {row[column]!r:.40}")
+    for column, value in row.items():
+        kind = kinds.get(column)
+        if (kind and not _fits(value, kind)) or (isinstance(value, str) and HALF_CHARACTER.search(value)):
+            raise SourceError(f"{place}: {column} must be {KINDS[kind or str]}, got {value!r:.40}")
     return row
 
 
-def _require_columns(there, kinds: dict[str, type], place) -> None:
-    missing = [column for column in kinds if column not in there]
-    if missing:
-        raise SourceError(f"{place} lacks {', '.join(missing)}; it has {', '.join(there) or 'nothing'}")
+def _require_columns(names, kinds: dict[str, type], place) -> None:
+    if missing := [column for column in kinds if column not in names]:
+        raise SourceError(f"{place} lacks {', '.join(missing)}; it has {', '.join(names) or 'nothing'}")
 
 
 def _fits(value, kind: type) -> bool:
-    if kind is str:
-        return isinstance(value, str) and not HALF_CHARACTER.search(value)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float)) and math.isfinite(value) if kind is float else isinstance(value, kind)
 
 
-def _jsonl(path: Path, _):
+def _jsonl(path: Path):
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -235,136 +232,84 @@ def _json_line(line: bytes, place: str):
     except ValueError as error:
         if not line.endswith(b"\n"):
             raise SourceError(f"{place} is torn: the file ends inside a row") from None
-        fault = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"JSON ({error})"
-        raise SourceError(f"{place} is no {fault}") from None
+        fault = "UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"valid JSON ({error})"
+        raise SourceError(f"{place} is not {fault}") from None
 
 
-def _json(path: Path, _):
-    rows = json.loads("".join(_text_lines(path)))
-    if not isinstance(rows, list):
-        raise SourceError(f"{path} must hold a list of rows, got {type(rows).__name__}")
-    for number, row in enumerate(rows, 1):
-        yield f"row {number}", row
-
-
-def _text_lines(path: Path):
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                yield line.decode()
-            except UnicodeDecodeError:
-                raise SourceError(f"{path} line {number} is no UTF-8 text") from None
-
-
-def _cells(path: Path, kinds: dict[str, type]):
+def _cells(path: Path):
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
-    lines = csv.reader(_text_lines(path), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-    header = next(lines, [])
-    for cells in lines:
-        if cells and len(cells) != len(header):
-            raise SourceError(f"{path} line {lines.line_num} has {len(cells)} cells, its header {len(header)}")
-        if cells:
-            yield f"line {lines.line_num}", {c: _number(value, kinds.get(c)) for c, value in zip(header, cells)}
+    # what is not UTF-8 becomes half characters here, which `_checked` refuses by line and column
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        lines = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        for row in lines:
+            if None in row or None in row.values():
+                raise SourceError(f"{path} line {lines.line_num} does not have one cell per column of its header")
+            yield f"line {lines.line_num}", row
 
 
-def _number(cell: str, kind: type | None):
-    try:
-        return kind(cell) if kind in (int, float) else cell
-    except ValueError:
-        return cell
-
-
-def _parquet(path: Path, _):
+def _parquet(path: Path):
     import pyarrow.parquet as pq
 
-    number = 1
     with pq.ParquetFile(path) as parquet:
-        for batch in parquet.iter_batches():
-            for row in _python_rows(batch, path, number):
-                yield f"row {number}", row
-                number += 1
+        yield from ((f"row {number}", row) for number, row in _numbered_rows(parquet, path))
 
 
-def _python_rows(table, path, first: int) -> list[dict]:
+def _numbered_rows(parquet, name, columns: list[str] | None = None):
+    """(row number from 1, row) of a whole parquet file."""
+    number = 1
+    for batch in parquet.iter_batches(columns=columns):
+        yield from enumerate(_python_rows(batch, name, number), number)
+        number += batch.num_rows
+
+
+def _python_rows(table, name, first: int) -> list[dict]:
     try:
         return table.to_pylist()
     except UnicodeDecodeError:
         if table.num_rows == 1:
-            raise SourceError(f"{path} row {first} is no UTF-8 text") from None
-        return [row for i in range(table.num_rows) for row in _python_rows(table.slice(i, 1), path, first + i)]
+            raise SourceError(f"{name} row {first} is not UTF-8 text") from None
+        return [row for i in range(table.num_rows) for row in _python_rows(table.slice(i, 1), name, first + i)]
 
 
-READERS = {".jsonl": _jsonl, ".jsonl.gz": _jsonl, ".json": _json, ".parquet": _parquet, ".tsv": _cells, ".csv": _cells}
+READERS = {
+    ".jsonl": _jsonl,
+    ".jsonl.gz": _jsonl,
+    ".json": lambda path: ((f"row {n}", row) for n, row in enumerate(json.loads(path.read_bytes()), 1)),
+    ".parquet": _parquet,
+    ".tsv": _cells,
+    ".csv": _cells,
+}
 
 
 # --- only what is sampled
 
 
-def open_parquet(source: dict, stage) -> list:
-    """The files of a source for `sample_parquet`: paths, or for hub files not in the local cache, open remote files.
-
-    Remote reading checks no content; the SHA256 that the hub announces for the pinned revision is recorded.
-    Raises SourceError as `locate` does.
-    """
-    if not source.get("hub"):
-        return locate(source, stage)
-    revision = full_revision(source)
-    return [_cached_or_remote(source["hub"], revision, name, stage) for name in hub_files(source, revision)]
-
-
-def _cached_or_remote(hub: str, revision: str, name: str, stage):
-    from huggingface_hub import HfFileSystem, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(hub, name, repo_type="dataset", revision=revision), str):
-        return _download(hub, revision, name, stage)
-    place = f"hub:{hub}@{revision}/{name}"
-    with _named(place):
-        # No read-ahead: sampled bytes lie far apart, and parquet itself says which ranges it wants.
-        file = HfFileSystem().open(f"datasets/{hub}@{revision}/{name}", cache_type="none")
-    _note(stage, place, (file.details["lfs"] or {}).get("sha256", ""))
-    return file
-
-
 def sample_parquet(opened: list, choose, columns: dict[str, type] | tuple[str, ...]) -> list[dict]:
     """`sample` for parquet files, given as paths or open binary files; reads the two label columns, then the chosen row groups.
 
-    Raises SourceError naming the file, and the row from 1, when columns are missing or a label or chosen row is no text.
+    Raises SourceError naming the file, and the row from 1, when columns are missing or a label or chosen row is not text.
     """
     import pyarrow.parquet as pq
 
-    kinds, parquets, labels = _kinds(LABELS) | _kinds(columns), [], {label: [] for label in LABELS}
+    kinds, parquets, labels = LABELS | _kinds(columns), [], {label: [] for label in LABELS}
     for file in opened:
-        name = getattr(file, "path", file)
+        name, first = getattr(file, "path", file), len(labels["task_name"])
         with _named(name):
             parquet = pq.ParquetFile(file, pre_buffer=True)  # one request for neighbouring columns
             _require_columns(parquet.schema_arrow.names, kinds, name)
-            parquets.append((len(labels[LABELS[0]]), name, parquet))
             if not parquet.metadata.num_rows:
-                raise SourceError(f"{name} holds no rows")
-            _add_labels(labels, parquet, name)
-    chosen = choose(*labels.values())
-    found = {}
-    for before, name, parquet in parquets:
-        here = sorted({n - before for n in chosen if before <= n < before + parquet.metadata.num_rows})
-        found |= {
-            before + number: _checked(row, kinds, f"{name} row {number + 1}") for number, row in _rows_at(parquet, name, here)
-        }
-    return [found[number] | {"original_index": number} for number in chosen]
-
-
-def _add_labels(labels: dict[str, list[str]], parquet, name) -> None:
-    """Add one file's labels. Millions of rows share a few thousand texts, so a row takes 8 bytes."""
-    shared, row = {}, 1
-    for batch in parquet.iter_batches(columns=list(LABELS)):
-        for label, values in labels.items():
-            column = batch[label].dictionary_encode(null_encoding="encode")
-            words = [shared.setdefault(word, word) for word in column.dictionary.to_pylist()]
-            added = [words[i] for i in column.indices.to_numpy()]
-            if not all(isinstance(word, str) for word in words):
-                place = next(i for i, word in enumerate(added) if not isinstance(word, str))
-                raise SourceError(f"{name} row {row + place}: {label} must be text, got {added[place]!r:.40}")
-            values += added
-        row += batch.num_rows
+                raise SourceError(f"{name} has no rows")
+            for number, row in _numbered_rows(parquet, name, list(LABELS)):
+                _checked(row, LABELS, f"{name} row {number}")
+                for label, values in labels.items():
+                    values.append(sys.intern(row[label]))  # millions of rows share a few thousand texts: 8 bytes a row
+        parquets.append((first, name, parquet))
+    chosen, rows = choose(*labels.values()), {}
+    for first, name, parquet in parquets:
+        numbers = sorted({n - first for n in chosen if first <= n < first + parquet.metadata.num_rows})
+        for number, row in _rows_at(parquet, name, numbers):
+            rows[first + number] = _checked(row, kinds, f"{name} row {number + 1}")
+    return [rows[number] | {"original_index": number} for number in chosen]
 
 
 def _rows_at(parquet, name, numbers: list[int]):
@@ -372,16 +317,13 @@ def _rows_at(parquet, name, numbers: list[int]):
     start = 0
     for group in range(parquet.num_row_groups):
         end = start + parquet.metadata.row_group(group).num_rows
-        here = numbers[bisect.bisect_left(numbers, start) : bisect.bisect_left(numbers, end)]
-        if here:
+        inside = numbers[bisect_left(numbers, start) : bisect_left(numbers, end)]
+        if inside:
             with _named(name):
                 table = parquet.read_row_group(group)
-            for number in here:
+            for number in inside:
                 yield number, _python_rows(table.slice(number - start, 1), name, number + 1)[0]
         start = end
-
-
-# --- faults
 
 
 @contextmanager
@@ -393,9 +335,5 @@ def _named(place):
         yield
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, NotImplementedError, zlib.error, csv.Error, HTTPError) as error:
-        raise SourceError(f"{place} cannot be read: {_one_line(error)}") from None
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, zlib.error, csv.Error, HTTPError) as error:
+        raise SourceError(f"{place} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -1,11 +1,11 @@
 """What a choice of the recipe buys: variants against the recipe's own, on the same items, with an interval and a sentence."""
 
+from . import stats
 from .benchmarks import answer_found, strict_match
-from .stats import bootstrap_difference, over_seeds, verdict
 
 
 def reply_scores(reply: str, response: str) -> dict[str, float]:
-    """How a reply to a held-back row stands to that row's response: the very same, or its answer is in it."""
+    """A reply to a held-back row beside that row's response: is it exactly the same, and does it contain its answer?"""
     return {
         "strict_match": float(strict_match(reply, response.strip().rstrip("."))),
         "answer_found": float(answer_found(reply, answer_of(response))),
@@ -19,57 +19,38 @@ def answer_of(response: str) -> str:
 
 
 def compare(scores: list[dict], question: str, own: str, metric: str, intervals: dict, seed: int) -> list[dict]:
-    """One row a variant of `question`, against the recipe's `own`, paired by item and seed: the rows of the chapter's table.
+    """One row per variant of `question`, against the recipe's `own`, paired by seed and item: `stats.compare`'s numbers.
 
     With one seed the interval is a bootstrap over items; with more it is Student's over the seeds' mean differences, which
-    also covers how a training's luck moves a result. Items without a value on either side are left out.
+    also covers how a training's luck moves a result. Items without a value on either side are left out and counted.
     """
-    values = {
-        (r["variant"], r["seed"], r["item"]): r["value"] for r in scores if (r["question"], r["metric"]) == (question, metric)
-    }
-    seeds = sorted({s for _, s, _ in values})
+    values: dict[str, dict] = {}
+    for row in scores:
+        if (row["question"], row["metric"]) == (question, metric):
+            values.setdefault(row["variant"], {})[row["seed"], row["item"]] = row["value"]
+    seeds = sorted({at for variant in values.values() for at, _ in variant})
     rows = []
-    for variant in dict.fromkeys(v for v, _, _ in values if v != own):
-        pairs = {
-            s: [
-                (values[own, s, item], value)
-                for (name, at, item), value in values.items()
-                if (name, at) == (variant, s) and value is not None and values.get((own, s, item)) is not None
-            ]
-            for s in seeds
-        }
-        if len(seeds) == 1:
-            before, after = zip(*pairs[seeds[0]])
-            difference, low, high = bootstrap_difference(after, before, **intervals, seed=seed)
-        else:
-            means = [sum(b - a for a, b in some) / len(some) for some in pairs.values()]
-            difference, low, high = over_seeds(means, intervals["confidence"])
-        everything = [pair for some in pairs.values() for pair in some]
-        rows.append(
-            {
-                "question": question,
-                "variant": variant,
-                "against": own,
-                "metric": metric,
-                "before": sum(a for a, _ in everything) / len(everything),
-                "after": sum(b for _, b in everything) / len(everything),
-                "difference": difference,
-                "low": low,
-                "high": high,
-                "n": len(everything),
-                "seeds": len(seeds),
-            }
-        )
+    for variant in (name for name in values if name != own):
+        numbers = stats.compare(values[own], values[variant], **intervals, seed=seed)
+        if len(seeds) > 1:
+            means = [_mean_difference(values[own], values[variant], at) for at in seeds]
+            numbers |= zip(("difference", "low", "high"), stats.over_seeds(means, intervals["confidence"]))
+        rows.append({"question": question, "variant": variant, "against": own, "metric": metric} | numbers | {"seeds": len(seeds)})
     return rows
 
 
+def _mean_difference(before: dict, after: dict, at: int) -> float:
+    differences = [new - old for (seed, _), (old, new) in stats.pair(before, after).items() if seed == at]
+    return sum(differences) / len(differences)
+
+
 def sentence(row: dict) -> str:
-    """One comparison in words; a difference that an interval does not hold up is said to be none."""
-    told = {"shown": "higher", "opposite": "lower", "not shown": "not shown to differ"}[
-        verdict(row["difference"], row["low"], row["high"])
+    """One comparison in words. A difference whose interval includes 0 is called not shown."""
+    outcome = {"shown": "higher", "opposite": "lower", "not shown": "not shown to differ"}[
+        stats.verdict(row["difference"], row["low"], row["high"])
     ]
     over = f"{row['seeds']} seeds" if row["seeds"] > 1 else f"{row['n']} items, one seed"
     return (
         f"{row['variant']} against {row['against']}: {row['metric'].replace('_', ' ')} {row['after']:.2f} and {row['before']:.2f}, "
-        f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over {over}: {told}."
+        f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over {over}: {outcome}."
     )

@@ -1,28 +1,29 @@
-"""LM Eval Harness, its own tasks or local ones, with one BOS a request and per-item results kept for intervals."""
+"""LM Eval Harness, its own tasks or local ones, with one BOS per request and results per item, from which intervals follow."""
 
 import difflib
 import logging
 import re
+from functools import cache
 from pathlib import Path
 
 from ..data.template import clean_response
 from ..study import files
 from ..training import precision
-from .stats import bootstrap_difference, verdict
+from . import stats
 
 
 def strict_match(response: str, answer: str) -> bool:
-    """The whole response is the answer; case counts, an end stop does not."""
+    """The whole response is the answer; case counts, a full stop at the end does not."""
     return clean_response(response).rstrip(".") == answer
 
 
 def answer_found(response: str, answer: str) -> bool:
-    """The answer stands in the response as a word. Sequential training forgets formats before it forgets knowledge."""
+    """The response contains the answer as a word. Sequential training forgets formats before it forgets knowledge."""
     return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", clean_response(response)) is not None
 
 
 def reply_matches(response: str, answer: str) -> bool:
-    """`strict_match` of the first sentence, so that a closing word after it does not count."""
+    """`strict_match` of the first sentence, so that closing words after it do not count."""
     return strict_match(clean_response(response).split(". ")[0], answer)
 
 
@@ -50,41 +51,39 @@ PUBLISHED = {
 def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -> list:
     """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds.
 
-    `fewshot` is examples a prompt, by task; others keep what the task itself says. Raises ValueError for a task that is not
-    there, or whose data is not.
+    `fewshot` is examples per prompt, by task or group of tasks; others keep what the task itself says. Raises ValueError for
+    a task that does not exist, or whose data cannot be read.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names = evaluation["tasks"]
-    if unknown := sorted(set(fewshot or {}) - set(names)):
-        raise ValueError(
-            f"fewshot names {', '.join(unknown)}, which no task of the profile is called; there are {', '.join(names)}"
-        )
-    tasks = load_tasks(stage.input(evaluation["tasks_from"]), names) if evaluation["tasks_from"] else harness_tasks(names)
-    for task in tasks:
-        if task.config.task in (fewshot or {}):
-            task.set_config("num_fewshot", fewshot[task.config.task])
-    return tasks
-
-
-def harness_tasks(names: list[str]) -> list:
-    """Tasks that LM Eval Harness itself defines; the hub holds their questions."""
-    from lm_eval.tasks import TaskManager, get_task_dict
-
-    manager, tasks = TaskManager(), []
+    names, fewshot = evaluation["tasks"], fewshot or {}
+    if unknown := sorted(set(fewshot) - set(names)):
+        raise ValueError(f"fewshot names {', '.join(unknown)}, but the profile's tasks are {', '.join(names)}")
+    folder, opened = evaluation["tasks_from"] and stage.input(evaluation["tasks_from"]), []
     for name in names:
-        if name not in manager.all_tasks:
-            near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, 3)) or "none"
-            raise ValueError(f"LM Eval Harness has no task {name!r}; names like it: {near}")
-        try:
-            tasks += _leaves(get_task_dict([name], manager))
-        except (OSError, ValueError) as error:  # the datasets library has many names for "offline" and "not there"
-            raise ValueError(f"the data of task {name!r} cannot be had: {' '.join(str(error).split())[:200]}") from None
-    return tasks
+        tasks = [load_task(folder, name)] if folder else harness_task(name)
+        for task in tasks if name in fewshot else ():
+            task.set_config("num_fewshot", fewshot[name])
+        opened += tasks
+    return opened
 
 
-def _leaves(tasks: dict) -> list:
-    """The tasks of a dictionary in which groups hold further dictionaries."""
-    return [leaf for task in tasks.values() for leaf in (_leaves(task) if isinstance(task, dict) else [task])]
+@cache
+def _task_manager():
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()  # looks through the harness's own tasks, which takes ten seconds
+
+
+def harness_task(name: str) -> list:
+    """A task that LM Eval Harness itself defines, or the tasks of a group; the hub holds their questions."""
+    manager = _task_manager()
+    if name not in manager.all_tasks:
+        near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, 3)) or "none"
+        raise ValueError(f"LM Eval Harness has no task {name!r}; similar names: {near}")
+    try:
+        return list(manager.load(name)["tasks"].values())
+    except (OSError, ValueError) as error:  # the datasets library has many names for "offline" and "not there"
+        raise ValueError(f"the data of task {name!r} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
 def task_items(tasks: list) -> dict[str, list[dict]]:
@@ -99,28 +98,25 @@ def _looked_for(task, doc: dict) -> str:
         return str(task.doc_to_text(doc))
 
 
-def load_tasks(folder: Path, names: list[str]) -> list:
-    """Harness tasks from `<name>.yaml` beside `<name>.jsonl`. Raises ValueError for a task that is not there."""
+def load_task(folder: Path, name: str):
+    """A harness task from `<name>.yaml` beside `<name>.jsonl`. Raises ValueError for a task that does not exist or is empty."""
     import datasets
     import yaml
     from lm_eval.api.task import ConfigurableTask
 
-    tasks = []
-    for name in names:
-        path = folder / f"{name}.yaml"
-        if not path.exists():
-            raise ValueError(f"no task {name!r} in {folder}; there are {', '.join(p.stem for p in sorted(folder.glob('*.yaml')))}")
-        rows = files.read_jsonl(folder / f"{name}.jsonl")
-        if not rows:
-            raise ValueError(f"task {name!r} has no items")
-        config = yaml.safe_load(path.read_text()) | {
-            "task": name,
-            "custom_dataset": lambda rows=rows, **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
-        }
-        if config["output_type"] == "generate_until":
-            config["process_results"] = score_answer
-        tasks.append(ConfigurableTask(config=config))
-    return tasks
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        raise ValueError(f"no task {name!r} in {folder}; its tasks: {', '.join(p.stem for p in sorted(folder.glob('*.yaml')))}")
+    rows = files.read_jsonl(folder / f"{name}.jsonl")
+    if not rows:
+        raise ValueError(f"task {name!r} has no items")
+    config = yaml.safe_load(path.read_text()) | {
+        "task": name,
+        "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
+    }
+    if config["output_type"] == "generate_until":
+        config["process_results"] = score_answer
+    return ConfigurableTask(config=config)
 
 
 def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
@@ -132,10 +128,10 @@ def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
 
 
 def task_facts(task, limit: int | None) -> dict:
-    """What makes a task's score comparable: its version, examples a prompt, and hashes of its wording and of its items."""
+    """What makes a task's score comparable: its version, examples per prompt, and hashes of its wording and of its items."""
     worded = ("doc_to_text", "doc_to_target", "doc_to_choice", "description", "target_delimiter", "fewshot_delimiter")
-    told = {key: str(getattr(task.config, key)) for key in (*worded, "output_type", "metric_list", "generation_kwargs")}
-    told = {key: value if " at 0x" not in value else "code" for key, value in told.items()}
+    wording = {key: str(getattr(task.config, key)) for key in (*worded, "output_type", "metric_list", "generation_kwargs")}
+    wording = {key: value if " at 0x" not in value else "code" for key, value in wording.items()}
     items = list(task.eval_docs)[:limit]
     fewshot = task.config.num_fewshot or 0
     return {
@@ -143,13 +139,14 @@ def task_facts(task, limit: int | None) -> dict:
         "version": (task.config.metadata or {}).get("version"),
         "fewshot": fewshot,
         "items": len(items),
-        "task_hash": files.sha256_json([told, fewshot])[:16],
+        "task_hash": files.sha256_json([wording, fewshot])[:16],
         "items_hash": files.sha256_json([{k: str(v) for k, v in item.items()} for item in items])[:16],
     }
 
 
 def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max_length: int) -> str:
-    """Under which a model's scores are kept: the model's content, the tasks', and whatever else may change a score."""
+    """The name under which a model's scores are kept: a hash of the model's and the tasks' content, and of whatever else may
+    change a score."""
     import lm_eval
 
     facts = [task_facts(task, limit) for task in tasks]
@@ -158,9 +155,10 @@ def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max
 
 
 def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int, max_length: int = 512) -> list[dict]:
-    """One row an item and metric: task, item, metric, value, reply. Requests are batched by length, longest first.
+    """One row per item and metric: task, item, metric, value, reply. Requests are batched by length, longest first.
 
-    Raises ValueError when a request does not get exactly one BOS. A metric that is no number an item is left out.
+    Raises ValueError when a request does not get exactly one BOS. A metric that is not a number per item is left out. Of a
+    task that reads replies in several ways (the harness calls them filters), a metric is named `metric,filter`.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -184,9 +182,19 @@ def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, 
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
+    return [row for task, samples in results["samples"].items() for row in _item_rows(task, samples)]
+
+
+def _item_rows(task: str, samples: list[dict]) -> list[dict]:
+    several = len({sample["filter"] for sample in samples}) > 1
     return [
-        {"task": task, "item": sample["doc_id"], "metric": metric, "value": float(sample[metric]), "reply": _reply(sample)}
-        for task, samples in results["samples"].items()
+        {
+            "task": task,
+            "item": sample["doc_id"],
+            "metric": f"{metric},{sample['filter']}" if several else metric,
+            "value": float(sample[metric]),
+            "reply": _reply(sample),
+        }
         for sample in sorted(samples, key=lambda s: s["doc_id"])
         for metric in sample["metrics"]
         if isinstance(sample[metric], int | float)
@@ -194,17 +202,19 @@ def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, 
 
 
 def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, seed: int) -> list[dict]:
-    """One row a task, metric and pair (before, after) of models: the difference on the same items, with its interval."""
+    """One row per task, metric and pair (before, after) of models: the difference on the same items, with its interval, as
+    `stats.compare` gives it."""
     words = {"shown": "higher", "opposite": "lower", "not shown": "no difference shown"}
-    values = {(r["model"], r["task"], r["metric"], r["item"]): r["value"] for r in scores}
+    values: dict[tuple, dict] = {}
+    for row in scores:
+        values.setdefault((row["task"], row["metric"]), {}).setdefault(row["model"], {})[row["item"]] = row["value"]
     rows = []
-    for task, metric in sorted({(r["task"], r["metric"]) for r in scores}):
+    for task, metric in sorted(values):
         for before, after in pairs:
-            items = [i for (m, t, k, i) in values if (m, t, k) == (before, task, metric)]
-            old, new = ([values[m, task, metric, i] for i in items] for m in (before, after))
-            difference, low, high = bootstrap_difference(new, old, **intervals, seed=seed)
-            row = {"task": task, "metric": metric, "before": before, "after": after, "difference": difference}
-            rows.append(row | {"low": low, "high": high, "n": len(items), "verdict": words[verdict(difference, low, high)]})
+            numbers = stats.compare(values[task, metric][before], values[task, metric][after], **intervals, seed=seed)
+            word = words[stats.verdict(numbers["difference"], numbers["low"], numbers["high"])]
+            row = {"task": task, "metric": metric, "before": before, "after": after}
+            rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "unpaired")} | {"verdict": word})
     return rows
 
 

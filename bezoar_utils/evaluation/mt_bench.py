@@ -1,11 +1,15 @@
 """MT-Bench's machinery (arXiv 2306.05685): two-turn questions by category, graded answer by answer and pair by pair.
 
-Judge words are ours. A failed grade stays a failure: it is counted, and no score is made up for it. Both turns of a
-question hang together, so every interval here is over questions, not over answers.
+The wording of the judge's prompts is ours. A failed grade stays a failure: it is counted and not replaced by a score. The
+two turns of a question are not independent, so every interval here is over questions, not over answers.
 """
 
 import random
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Len
+from pydantic import AfterValidator, BaseModel, BeforeValidator, StrictInt, StrictStr, ValidationError
 
 from ..calls.judge import Comparison, Grade, judge_prompt
 from ..data import sources
@@ -13,15 +17,45 @@ from ..data.sources import SourceError
 from ..data.template import clean_response, render_prompt
 from ..study import files
 from ..training.generation import generate
-from .stats import agreement
+from . import stats
 
-QUESTION_COLUMNS = {"question_id": int, "category": str, "turns": list}  # FastChat's format
-REFERENCE_COLUMNS = {"question_id": int, "choices": list}
 TURNS = 2
 OTHER = {"first": "second", "second": "first", "tie": "tie"}  # a comparison's word once its answers are put back in order
 
 
 # -------------------------------------------------------------------------------------------------------------- questions
+
+
+def _text(text: str) -> str:
+    text.encode()  # raises a ValueError for half a character, which JSON can spell but no tokenizer reads
+    return text
+
+
+TwoTexts = Annotated[list[Annotated[StrictStr, AfterValidator(_text)]], Len(TURNS, TURNS)]
+
+
+class Question(BaseModel):
+    """A row of FastChat's question file. Its `reference` may be absent, empty, or two texts, one of which may be empty."""
+
+    question_id: StrictInt
+    category: StrictStr
+    turns: TwoTexts
+    reference: Annotated[TwoTexts, BeforeValidator(lambda value: [""] * TURNS if value in (None, []) else value)] = [""] * TURNS
+
+
+class Choice(BaseModel):
+    turns: TwoTexts
+
+
+class Reference(BaseModel):
+    """A row of FastChat's reference answers, of which the first choice counts."""
+
+    question_id: StrictInt
+    choices: Annotated[list[Choice], Len(1)]
+
+
+QUESTION_COLUMNS = {"question_id": int, "category": str, "turns": list}
+REFERENCE_COLUMNS = {"question_id": int, "choices": list}
 
 
 def read_questions(source: dict, references: dict | None, stage) -> list[dict]:
@@ -31,51 +65,37 @@ def read_questions(source: dict, references: dict | None, stage) -> list[dict]:
     question for a missing or empty turn, a repeated question_id and any other shape.
     """
     questions = [check_question(row) for row in sources.read(source, QUESTION_COLUMNS, stage)]
-    by_id = _unique(questions, "question")
-    answers = [check_reference(row) for row in sources.read(references, REFERENCE_COLUMNS, stage)] if references else []
-    for number, answer in _unique(answers, "reference answer").items():
+    by_id = _unique(questions, "question_id")
+    rows = sources.read(references, REFERENCE_COLUMNS, stage) if references else []
+    for number, row in _unique(rows, "question_id of the reference answers").items():
+        answer = _validated(Reference, row, "reference answer to question")
         if number in by_id:
-            by_id[number]["reference"] = answer["reference"]
+            by_id[number]["reference"] = [text or None for text in answer.choices[0].turns]
     return questions
 
 
 def check_question(row: dict) -> dict:
-    """The row's four columns. Its own `reference` may be absent, empty, or two texts, of which one may be empty."""
-    where = f"question {row['question_id']}"
-    turns = _two_texts(row["turns"], f"{where}: turns")
-    if blank := [number for number, text in enumerate(turns, 1) if not text.strip()]:
-        raise SourceError(f"{where}: turn {blank[0]} is empty")
-    own = row.get("reference")
-    reference = _two_texts(own, f"{where}: reference") if own not in (None, []) else [None, None]
-    return {
-        "question_id": row["question_id"],
-        "category": row["category"],
-        "turns": turns,
-        "reference": [text or None for text in reference],
-    }
+    """The four columns of `Question`, `reference` as two texts or None each. Raises SourceError naming the question."""
+    question = _validated(Question, row, "question")
+    if blank := [number for number, text in enumerate(question.turns, 1) if not text.strip()]:
+        raise SourceError(f"question {question.question_id}: turn {blank[0]} is empty")
+    return question.model_dump() | {"reference": [text or None for text in question.reference]}
 
 
-def check_reference(row: dict) -> dict:
-    """question_id and `reference` of one row of FastChat's reference answers, its first choice."""
-    where = f"the reference answer to question {row['question_id']}"
-    choice = row["choices"][0] if row["choices"] else None
-    if not isinstance(choice, dict) or "turns" not in choice:
-        raise SourceError(f"{where}: choices must begin with a mapping that has turns")
-    turns = _two_texts(choice["turns"], f"{where}: turns")
-    return {"question_id": row["question_id"], "reference": [text or None for text in turns]}
-
-
-def _two_texts(value, where: str) -> list[str]:
-    if not isinstance(value, list) or len(value) != TURNS or not all(isinstance(text, str) for text in value):
-        raise SourceError(f"{where} must be a list of exactly {TURNS} texts, got {value!r:.60}")
-    return value
+def _validated(model: type[BaseModel], row: dict, what: str) -> BaseModel:
+    try:
+        return model.model_validate(row)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise SourceError(f"{what} {row['question_id']}: {place}: {fault['msg']}, got {fault['input']!r:.60}") from None
 
 
 def _unique(rows: list[dict], what: str) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
     for row in rows:
         if row["question_id"] in by_id:
-            raise SourceError(f"{what} {row['question_id']} is there twice")
+            raise SourceError(f"duplicate {what} {row['question_id']}")
         by_id[row["question_id"]] = row
     return by_id
 
@@ -89,9 +109,9 @@ def kept_answers(folder: Path, key: list, answer) -> list[dict]:
 
 
 def answer_questions(model, tokenizer, questions: list[dict], settings: dict, seed: int, progress=None) -> list[dict]:
-    """One row a question and turn: model answers with its own first answer as history of the second turn.
+    """One row per question and turn; the model's own first answer is the history of the second turn.
 
-    `ended` is false for an answer that was still going at `max_new_tokens`.
+    `ended` is false for an answer that was cut at `max_new_tokens`.
     """
     first = _turn(model, tokenizer, questions, [None] * len(questions), 0, settings, seed, progress)
     histories = [[(q["turns"][0], answer)] for q, (answer, _) in zip(questions, first)]
@@ -115,8 +135,8 @@ def _turn(model, tokenizer, questions, histories, turn, settings, seed, progress
     answers: list[tuple[str, bool]] = [("", True)] * len(questions)
     temperatures = [settings["temperature"].get(q["category"], settings["default_temperature"]) for q in questions]
     for temperature in sorted(set(temperatures)):
-        chosen, cut = [i for i, t in enumerate(temperatures) if t == temperature], set()
-        prompts = [render_prompt(questions[i]["turns"][turn], history=histories[i]) for i in chosen]
+        numbers, cut = [i for i, t in enumerate(temperatures) if t == temperature], set()
+        prompts = [render_prompt(questions[i]["turns"][turn], history=histories[i]) for i in numbers]
         texts = generate(
             model,
             tokenizer,
@@ -127,28 +147,28 @@ def _turn(model, tokenizer, questions, histories, turn, settings, seed, progress
             progress=progress,
             cut=cut,
         )
-        for place, (i, text) in enumerate(zip(chosen, texts)):
+        for place, (i, text) in enumerate(zip(numbers, texts)):
             answer = clean_response(text)
-            # a text that began another turn had ended its own
+            # a text that went on with another turn had ended its own
             answers[i] = (answer, place not in cut or answer != text.strip())
     return answers
 
 
 def answers_by(rows: list[dict]) -> dict[tuple[str, int], list[str]]:
     """(model, question_id) -> its answers, turn by turn."""
-    said: dict[tuple[str, int], list[str]] = {}
+    texts: dict[tuple[str, int], list[str]] = {}
     for row in sorted(rows, key=lambda row: row["turn"]):
-        said.setdefault((row["model"], row["question_id"]), []).append(row["answer"])
-    return said
+        texts.setdefault((row["model"], row["question_id"]), []).append(row["answer"])
+    return texts
 
 
 # ---------------------------------------------------------------------------------------------------------------- judging
 
 
 def sections(question: dict, sides: dict[str, list[str]], turn: int, guided: bool) -> dict[str, str]:
-    """What a judge is shown of a dialog up to `turn`: questions, the reference where `guided`, and what each side said.
+    """What a judge is shown of a dialog up to `turn`: questions, the reference where `guided`, and each side's answers.
 
-    Parts of turns before the judged one begin with `earlier_`.
+    Names of parts from turns before the judged one begin with `earlier_`.
     """
     parts = {}
     for number in range(turn):
@@ -156,47 +176,43 @@ def sections(question: dict, sides: dict[str, list[str]], turn: int, guided: boo
         parts[f"{before}question"] = question["turns"][number]
         if guided and question["reference"][number]:
             parts[f"{before}reference"] = question["reference"][number]
-        parts |= {f"{before}{side}": said[number] for side, said in sides.items()}
+        parts |= {f"{before}{side}": texts[number] for side, texts in sides.items()}
     return parts
 
 
 def grade_prompts(questions: list[dict], answers: list[dict], reference_categories: list[str]) -> list[str]:
-    """A prompt an answer, in order; the second turn is graded with the whole dialog shown."""
-    by_id, said = _unique(questions, "question"), answers_by(answers)
-    return [
-        judge_prompt(
-            Grade,
-            **sections(
-                by_id[row["question_id"]],
-                {"answer": said[row["model"], row["question_id"]]},
-                row["turn"],
-                row["category"] in reference_categories,
-            ),
-        )
-        for row in answers
-    ]
+    """A prompt per answer, in order; the second turn is graded with the whole dialog in view."""
+    by_id, texts, prompts = _unique(questions, "question_id"), answers_by(answers), []
+    for row in answers:
+        sides = {"answer": texts[row["model"], row["question_id"]]}
+        guided = row["category"] in reference_categories
+        prompts.append(judge_prompt(Grade, **sections(by_id[row["question_id"]], sides, row["turn"], guided)))
+    return prompts
 
 
 def pair_rows(questions: list[dict], answers: list[dict], pairs: list, reference_categories: list[str]) -> list[dict]:
     """A row for each pair of models, question and turn, with the prompt in both orders (`prompt`, `turned`)."""
-    said, rows = answers_by(answers), []
-    for one, other in pairs:
+    texts, rows = answers_by(answers), []
+    for model, against in pairs:
         for question in questions:
-            mine, theirs = said[one, question["question_id"]], said[other, question["question_id"]]
-            orders = ({"first": mine, "second": theirs}, {"first": theirs, "second": mine})
+            one, other = texts[model, question["question_id"]], texts[against, question["question_id"]]
+            orders = {"prompt": {"first": one, "second": other}, "turned": {"first": other, "second": one}}
             guided = question["category"] in reference_categories
             for turn in range(1, TURNS + 1):
-                prompts = [judge_prompt(Comparison, **sections(question, sides, turn, guided)) for sides in orders]
-                row = {"model": one, "against": other, "question_id": question["question_id"], "turn": turn}
-                rows.append(row | dict(zip(("prompt", "turned"), prompts)))
+                prompts = {o: judge_prompt(Comparison, **sections(question, sides, turn, guided)) for o, sides in orders.items()}
+                row = {"model": model, "against": against, "question_id": question["question_id"], "turn": turn}
+                rows.append(row | prompts)
     return rows
 
 
 def pair_outcome(straight: str | None, turned: str | None) -> dict:
-    """What two words on one pair are worth to the side that stood first in `straight` and second in `turned`.
+    """What two words on one pair mean for the side that was first in `straight` and second in `turned`.
 
     `outcome`: 1 won, -1 lost, 0 tie (the two orders must agree on a winner); None when a word is missing. `flipped`: the
     word changed with the order.
+
+    Example: "first", then "second" in the turned order, is the same winner: {"outcome": 1, "flipped": False}. "first" in both
+    orders only shows that the judge likes the first answer: {"outcome": 0, "flipped": True}.
     """
     if straight is None or turned is None:
         return {"outcome": None, "flipped": None}
@@ -205,16 +221,10 @@ def pair_outcome(straight: str | None, turned: str | None) -> dict:
 
 
 def pair_counts(rows: list[dict]) -> dict:
-    """won, tie, lost, failed, flipped of pair rows; they and `asked`, all rows, are counts."""
+    """How many pair rows were asked about, and how many of those were won, tied, lost, failed and flipped."""
     outcomes = [row["outcome"] for row in rows]
-    return {
-        "asked": len(rows),
-        "won": outcomes.count(1),
-        "tie": outcomes.count(0),
-        "lost": outcomes.count(-1),
-        "failed": outcomes.count(None),
-        "flipped": sum(row["flipped"] is True for row in rows),
-    }
+    counts = {name: outcomes.count(outcome) for name, outcome in {"won": 1, "tie": 0, "lost": -1, "failed": None}.items()}
+    return {"asked": len(rows), **counts, "flipped": sum(row["flipped"] is True for row in rows)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- numbers
@@ -234,21 +244,21 @@ def _means(rows: list[dict], column: str, *keys: str) -> dict[tuple, float]:
     groups: dict[tuple, list[float]] = {}
     for row in rows:
         if row[column] is not None:
-            groups.setdefault(tuple(row[k] for k in keys), []).append(row[column])
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row[column])
     return {key: sum(values) / len(values) for key, values in groups.items()}
 
 
-def some_places(n: int, wanted: int, seed: int) -> list[int]:
-    """At most `wanted` of n places by chance, in order: every fourth of them would all be first turns."""
-    return sorted(random.Random(seed).sample(range(n), min(wanted, n)))
+def some_places(n: int, most: int, seed: int) -> list[int]:
+    """At most `most` of n places by chance, in order: every fourth of them would all be first turns."""
+    return sorted(random.Random(seed).sample(range(n), min(most, n)))
 
 
 def grade_agreement(first: list[int | None], second: list[int | None]) -> dict:
     """How two grades of the same answers agree: n, exact (share), within one point (share), Cohen's kappa of the exact ones."""
-    both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    exact = agreement(first, second)
-    near = sum(abs(a - b) <= 1 for a, b in both) / len(both) if both else None
-    return {"n": len(both), "exact": exact["agree"], "within one point": near, "kappa": exact["kappa"]}
+    exact = stats.agreement(first, second)
+    distances = [abs(a - b) for a, b in zip(first, second) if a is not None and b is not None]
+    near = sum(distance <= 1 for distance in distances) / len(distances) if distances else None
+    return {"n": exact["n"], "exact": exact["agree"], "within one point": near, "kappa": exact["kappa"]}
 
 
 def words(text: str) -> int:
@@ -256,25 +266,25 @@ def words(text: str) -> int:
 
 
 def differences(answers: list[dict], model: str, against: str) -> tuple[list[float], list[float]]:
-    """(grades, words): how much `model` has more than `against`, a question, over the turns for which both have a grade."""
+    """(grades, words): how much `model` has more than `against`, per question, over the turns for which both have a grade."""
     rows = {name: {(r["question_id"], r["turn"]): r for r in answers if r["model"] == name} for name in (model, against)}
-    apart = [
+    grades = [{key: row["rating"] for key, row in rows[name].items()} for name in (against, model)]
+    differing = [
         {
             "question_id": key[0],
-            "grade": one["rating"] - other["rating"],
-            "words": words(one["answer"]) - words(other["answer"]),
+            "grade": after - before,
+            "words": words(rows[model][key]["answer"]) - words(rows[against][key]["answer"]),
         }
-        for key, one in rows[model].items()
-        if one["rating"] is not None and (other := rows[against][key])["rating"] is not None
+        for key, (before, after) in stats.pair(*grades).items()
     ]
-    return by_question(apart, "grade"), by_question(apart, "words")
+    return by_question(differing, "grade"), by_question(differing, "words")
 
 
 def at_equal_length(grades: list[float], lengths: list[float], samples: int, confidence: float, seed: int) -> dict:
     """The grade difference two models would have at equal length, if a line of grade on length differences holds.
 
     Least squares: grade difference = difference + slope x word difference, so `difference` is the intercept. `low` and
-    `high` are its percentile bootstrap over questions. Where lengths differ nowhere, the slope is 0.
+    `high` are its percentile bootstrap over questions. Where all length differences are equal, the slope is 0.
     Raises ValueError for lists of unequal length or none.
     """
     import numpy as np

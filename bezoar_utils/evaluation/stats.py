@@ -1,8 +1,8 @@
-"""Intervals and verdicts: no difference is reported without one."""
+"""Intervals, paired comparisons and verdicts: no difference is reported without an interval."""
 
 
 def bootstrap_mean(values: list[float], samples: int, confidence: float, seed: int) -> tuple[float, float, float]:
-    """(mean, low, high): percentile bootstrap over items."""
+    """(mean, low, high): percentile bootstrap over items. Raises ValueError without values."""
     import numpy as np
 
     data = np.asarray(values, dtype=float)
@@ -13,15 +13,40 @@ def bootstrap_mean(values: list[float], samples: int, confidence: float, seed: i
     return float(data.mean()), float(low), float(high)
 
 
-def bootstrap_difference(after: list[float], before: list[float], samples: int, confidence: float, seed: int):
-    """(mean difference, low, high) of paired values: the same items measured twice."""
-    if len(after) != len(before):
-        raise ValueError(f"paired values need equal length, got {len(after)} and {len(before)}")
-    return bootstrap_mean([a - b for a, b in zip(after, before)], samples, confidence, seed)
+def pair(before: dict, after: dict) -> dict:
+    """item key -> (value before, value after), in the order of `before`, of the items that have a value on both sides.
+
+    A value of None or NaN is a measurement that failed.
+    """
+    measured = {key: value for key, value in after.items() if value is not None and value == value}
+    pairs = {key: (value, measured.get(key)) for key, value in before.items() if value is not None and value == value}
+    return {key: values for key, values in pairs.items() if values[1] is not None}
+
+
+def compare(before: dict, after: dict, samples: int, confidence: float, seed: int) -> dict:
+    """The same items measured twice, each side as item key -> value: their means `before` and `after`, the mean `difference`
+    with `low` and `high` (percentile bootstrap over items), `n` pairs, and `unpaired` items that lack a value on a side.
+
+    Raises ValueError when no item has a value on both sides.
+    """
+    pairs = pair(before, after)
+    difference, low, high = bootstrap_mean([new - old for old, new in pairs.values()], samples, confidence, seed)
+    return {
+        "before": sum(old for old, _ in pairs.values()) / len(pairs),
+        "after": sum(new for _, new in pairs.values()) / len(pairs),
+        "difference": difference,
+        "low": low,
+        "high": high,
+        "n": len(pairs),
+        "unpaired": len(before.keys() | after.keys()) - len(pairs),
+    }
 
 
 def over_seeds(values: list[float], confidence: float) -> tuple[float, float, float]:
-    """(mean, low, high) of one value a training: Student's interval, wide for few seeds as it must be."""
+    """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be.
+
+    Raises ValueError for fewer than two values.
+    """
     import numpy as np
     from scipy.stats import t
 
@@ -33,29 +58,29 @@ def over_seeds(values: list[float], confidence: float) -> tuple[float, float, fl
 
 
 def agreement(first: list[str | None], second: list[str | None]) -> dict:
-    """How two judges' words on the same rows agree: n (rows with a word of both), share, Cohen's kappa, flips.
+    """How two judges' words on the same rows agree: n (rows with a word from both), share, Cohen's kappa, flips.
 
     Kappa is agreement beyond chance: 1 perfect, 0 what chance gives. It is None where both gave one and the same word
-    to all rows, for then chance explains everything.
+    to all rows, because then chance explains everything.
     """
     from sklearn.metrics import cohen_kappa_score
 
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     flips = sum(a != b for a, b in both)
-    kappa = float(cohen_kappa_score(*zip(*both))) if len({word for pair in both for word in pair}) > 1 else None
+    kappa = float(cohen_kappa_score(*zip(*both))) if len({word for words in both for word in words}) > 1 else None
     return {"n": len(both), "agree": 1 - flips / len(both) if both else None, "kappa": kappa, "flips": flips}
 
 
 def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -> str:
-    """ "shown": the whole interval lies above 0 and the difference reaches `at_least`; "opposite": all of it lies below
-    0; "not shown" otherwise."""
+    """ "shown": the whole interval is above 0 and the difference reaches `at_least`; "opposite": all of it is below 0;
+    "not shown" otherwise."""
     if high < 0:
         return "opposite"
     return "shown" if low > 0 and difference >= at_least else "not shown"
 
 
 def no_loss_verdict(difference: float, low: float, high: float, at_most: float) -> str:
-    """For claims of the kind "loses at most x": shown when the whole interval lies above -x, opposite when all of it is
+    """For claims of the kind "loses at most x": "shown" when the whole interval is above -x, "opposite" when all of it is
     below; "not shown" otherwise. (A difference near zero with a wide interval shows nothing.)"""
     if high < -at_most:
         return "opposite"

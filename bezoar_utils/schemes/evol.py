@@ -1,7 +1,7 @@
 """WizardLM's Evol-Instruct (arXiv 2304.12244) as the OpenBezoar authors ran it, with prompts in our own words.
 
 Strategy (in-depth or in-breadth) and one of four in-depth operations are drawn uniformly. A survivor replaces its parent
-in the pool and is kept as a row; a failure leaves the parent.
+in the pool and becomes a row; after a failure the parent stays.
 """
 
 import random
@@ -22,14 +22,7 @@ STOP_WORDS = frozenset(
     than that the their them then there these they this those through to too under until up very was we were what when
     where which while who whom why will with you your""".split()
 )
-PROMPT_MARKERS = (
-    "given prompt",
-    "rewritten prompt",
-    "created prompt",
-    "given instruction",
-    "rewritten instruction",
-    "created instruction",
-)
+PROMPT_MARKERS = tuple(f"{which} {what}" for what in ("prompt", "instruction") for which in ("given", "rewritten", "created"))
 SORRY_WORDS = 80
 
 
@@ -40,10 +33,8 @@ def draw_operation(rng: random.Random) -> tuple[str, str]:
 
 
 def draw_operations(pool: list[dict], epoch: int, seed: int, draw_per: str) -> list[tuple[str, str]]:
-    """One (strategy, operation) a row of the pool: per `category`, as the authors' code draws, or per `row`, as WizardLM's.
-
-    Each draw has a random stream of its own, so that no draw depends on the order of others.
-    """
+    """One (strategy, operation) per row of the pool: drawn once per `category`, as in the authors' code, or per `row`, as in
+    WizardLM's. Each draw has a random stream of its own, so that no draw depends on the order of others."""
     places = [row["category"] if draw_per == "category" else row["seed_number"] for row in pool]
     return [draw_operation(random.Random(f"{seed}/{epoch}/{place}")) for place in places]
 
@@ -55,8 +46,8 @@ def seed_pool(rows: list[dict], per_category: int, seed_words: int) -> list[dict
     """
     pool = []
     for category in sorted({row["category"] for row in rows}):
-        chosen = [row for row in rows if row["category"] == category][:per_category]
-        pool += [{"category": category, "instruction": cut(f"{r['instruction']}\n\n{r['context']}", seed_words)} for r in chosen]
+        first = [row for row in rows if row["category"] == category][:per_category]
+        pool += [{"category": category, "instruction": cut(f"{r['instruction']}\n\n{r['context']}", seed_words)} for r in first]
     return [{"seed_number": number, **row} for number, row in enumerate(pool)]
 
 
@@ -75,7 +66,11 @@ def failed_rule(child: str | None, response: str | None, equality: str | None) -
     """The first rule that this evolution breaks, or None when it survives. The last four are WizardLM's elimination rules.
 
     `child` and `response` are None when the teacher failed; `equality` is the judge's word on parent and child ("equal":
-    no information was gained), None when it gave none in as many tries as it had.
+    no information was gained), None when it gave no readable one in all its tries.
+
+    Example: the child "Name two rivers." with the response "Sorry, I cannot." and "not equal" breaks "refusal": it says sorry
+    in fewer than 80 words. With the response "The Rhine and the Danube." it survives, with "equal" it would be
+    "no_information_gain".
     """
     if child is None or response is None:
         return "teacher_failed"
@@ -83,7 +78,7 @@ def failed_rule(child: str | None, response: str | None, equality: str | None) -
         return "empty_instruction"
     if equality is None:
         return "no_word_on_equality"
-    if has_prompt_marker(child):
+    if any(marker in child.lower() for marker in PROMPT_MARKERS):
         return "leaked_prompt_words"
     if equality == EQUAL:
         return "no_information_gain"
@@ -97,7 +92,7 @@ def failed_rule(child: str | None, response: str | None, equality: str | None) -
 def settle(pool: list[dict], draws: list[tuple[str, str]], children: list, responses: list, equalities: list, epoch: int):
     """(rows, next pool) of one epoch. Each evolution is a row; `rule` says why it was eliminated, or is None.
 
-    A survivor takes its parent's place in the next pool; a failure leaves the parent there.
+    A survivor takes its parent's place in the next pool; after a failure the parent stays there.
     """
     rows, following = [], []
     for parent, draw, child, response, equality in zip(pool, draws, children, responses, equalities, strict=True):
@@ -120,10 +115,10 @@ def settle(pool: list[dict], draws: list[tuple[str, str]], children: list, respo
 
 
 def lineage(rows: list[dict], seed_number: int) -> list[str]:
-    """One seed's tree over the epochs as lines of text: survivors go one step in, failures stand beside with their rule."""
-    mine = sorted((r for r in rows if r["seed_number"] == seed_number), key=lambda r: r["epoch"])
-    lines, depth = [f"{mine[0]['category']}: {_line(mine[0]['parent'])}"], 0
-    for row in mine:
+    """One seed's tree over the epochs as lines of text: survivors go one step in, failures stay and name their rule."""
+    steps = sorted((r for r in rows if r["seed_number"] == seed_number), key=lambda r: r["epoch"])
+    lines, depth = [f"{steps[0]['category']}: {_line(steps[0]['parent'])}"], 0
+    for row in steps:
         way = row["in-depth-evolving_operation"] or row["evolution_strategy"]
         end = f"   ✗ {row['rule']}" if row["rule"] else ""
         lines.append(f"{'   ' * depth}└─ epoch {row['epoch']}, {way}: {_line(row['instruction'])}{end}")
@@ -141,9 +136,5 @@ def is_refusal(response: str) -> bool:
 
 
 def only_stop_words(response: str) -> bool:
-    """Nothing but stop words and punctuation (an empty response too)."""
+    """Contains only stop words and punctuation (or nothing at all)."""
     return all(word in STOP_WORDS for word in re.findall(r"\w+", response.lower()))
-
-
-def has_prompt_marker(instruction: str) -> bool:
-    return any(marker in instruction.lower() for marker in PROMPT_MARKERS)

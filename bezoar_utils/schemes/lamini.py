@@ -29,10 +29,10 @@ def _prompt(examples: list[str], n_new: int, topics: list[str]) -> str:
     if not examples:
         raise ValueError("LaMini prompts need at least one example")
     about = f" about the topics {', '.join(topics)}" if topics else ""
-    shown = "\n".join(f"<example>{example}</example>" for example in examples)
+    tagged = "\n".join(f"<example>{example}</example>" for example in examples)
     return (
         f"Write {n_new} varied instructions{about} like the examples. Write no answers. "
-        f"Each one is a command or a question between the same tags.\n{shown}"
+        f"Each one is a command or a question between the same tags.\n{tagged}"
     )
 
 
@@ -41,18 +41,23 @@ def parse_instructions(completion: str) -> list[str]:
 
     An instruction whose closing tag was forgotten ends where the next one opens; the last one without a closing tag was
     cut off by the length limit and is left out. Text outside the tags is ignored.
+
+    Example: "Sure! <example>1. Name a river.</example> <example>Add 2 and 3.<example>Name a la" gives
+    ["Name a river.", "Add 2 and 3."].
     """
     pieces = OPENING.split(completion)[1:]
-    ended = [CLOSING.split(piece)[0] for number, piece in enumerate(pieces) if CLOSING.search(piece) or number + 1 < len(pieces)]
-    return [text for piece in ended if (text := LABEL.sub("", piece).strip())]
+    if pieces and not CLOSING.search(pieces[-1]):
+        pieces.pop()
+    return [text for piece in pieces if (text := LABEL.sub("", CLOSING.split(piece)[0]).strip())]
 
 
 def drop_repeats(instructions: list[dict], seeds: list[str], near_duplicate: float) -> tuple[list[dict], dict[str, int]]:
-    """(the first of each instruction that is no seed again, counts of the others by reason).
+    """(instructions that are new, number dropped per reason). The first copy of each instruction that does not repeat a seed
+    is new.
 
     Equal means equal words; near is ROUGE-L of at least `near_duplicate` (Self-Instruct, arXiv 2212.10560, took 0.7).
     """
-    kept, dropped = [], dict.fromkeys(("copy_of_seed", "near_copy_of_seed", "repeated", "near_repeat"), 0)
+    new, dropped = [], dict.fromkeys(("copy_of_seed", "near_copy_of_seed", "repeated", "near_repeat"), 0)
     equal_seeds, equal = {tuple(words(seed)) for seed in seeds}, set()
     near_seeds, near = NearCopies(near_duplicate, seeds), NearCopies(near_duplicate)
     for row in instructions:
@@ -68,5 +73,5 @@ def drop_repeats(instructions: list[dict], seeds: list[str], near_duplicate: flo
         else:
             equal.add(key)
             near.add(text)
-            kept.append(row)
-    return kept, dropped
+            new.append(row)
+    return new, dropped

@@ -36,7 +36,10 @@ MESSAGES_FOR = {
 
 
 def draw_system_message(sub_collection: str, multiple_choice: bool, rng: random.Random) -> int:
-    """Number of a system message for a row of this FLAN sub-collection; two of them fit multiple choice only."""
+    """Number of a system message for a row of this FLAN sub-collection; two of them fit multiple choice only.
+
+    Raises ValueError for a sub-collection that Orca's table does not have.
+    """
     if sub_collection not in MESSAGES_FOR:
         raise ValueError(f"unknown FLAN sub-collection {sub_collection!r}; known: {', '.join(MESSAGES_FOR)}")
     fitting = [n for n in MESSAGES_FOR[sub_collection] if multiple_choice or n not in MULTIPLE_CHOICE_ONLY]
@@ -49,7 +52,7 @@ def draw_queries(
     """Orca's Algorithm 1 on one sub-collection: draw a task, then one of its queries without replacement.
 
     Returns row numbers. No task gives more than `most_per_task`; tasks with one of `without` in their name give none;
-    `zero_shot` leaves out few-shot templates (`fs_…`). Raises ValueError when fewer than `count` queries are left.
+    `zero_shot` leaves out few-shot templates (`fs_…`). Raises ValueError when fewer than `count` queries remain.
     """
     pools: dict[str, list[int]] = {}
     for number, (task, template) in enumerate(zip(task_names, template_types, strict=True)):
@@ -59,16 +62,17 @@ def draw_queries(
     for pool in pools.values():
         rng.shuffle(pool)
         del pool[most_per_task or len(pool) :]
-    if sum(map(len, pools.values())) < count:
-        raise ValueError(f"{count} queries asked for, but only {sum(map(len, pools.values()))} fit")
-    drawn: list[int] = []
+    fit = sum(map(len, pools.values()))
+    if fit < count:
+        raise ValueError(f"only {fit} queries fit, but {count} are asked for; ask for fewer or allow more per task")
+    numbers: list[int] = []
     open_tasks = list(pools)
-    while len(drawn) < count:
+    while len(numbers) < count:
         place = rng.randrange(len(open_tasks))
-        drawn.append(pools[open_tasks[place]].pop())
+        numbers.append(pools[open_tasks[place]].pop())
         if not pools[open_tasks[place]]:
             open_tasks.pop(place)
-    return drawn
+    return numbers
 
 
 def teacher_prompt(system_message: str, query: str) -> str:
