@@ -113,7 +113,7 @@ def test_the_exploring_notebook_runs_on_a_finished_tiny_run_and_changes_nothing_
     printed = "".join(output.get("text", "") for output in shown)
     assert "exploring runs/tiny" in printed and "nothing was run: set RUN = True" in printed
     markup = "".join(output.get("data", {}).get("text/html", "") for output in shown)
-    assert all(said in markup for said in ("OpenBezoar-HH-RLHF-DPO", "the judge wrote", "trained stands in", "no verdict"))
+    assert all(said in markup for said in ("OpenBezoar-HH-RLHF-DPO", "the judge wrote", "trained is in", "no verdict"))
     assert contents(folder / "runs") == before
 
 

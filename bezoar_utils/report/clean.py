@@ -6,8 +6,6 @@ bleach removes everything that could run or load something; BeautifulSoup then c
 import re
 
 from bs4 import BeautifulSoup
-from bs4.dammit import EntitySubstitution
-from bs4.formatter import HTMLFormatter
 
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 INLINE = """a b blockquote br caption code dd del details div dl dt em figcaption figure hr i img li ol p pre
@@ -17,22 +15,12 @@ CSV = re.compile(r"data:text/csv;base64,[A-Za-z0-9+/]+={0,2}")
 WITH_CONTENT = re.compile(r"(?is)<(script|style|svg|math|iframe|object|template)\b.*?(</\1\s*>|$)")
 
 
-class _AsWritten(HTMLFormatter):
-    """Attributes in their order (bs4 would sort them), no slash in `<br>`."""
-
-    def __init__(self):
-        super().__init__(entity_substitution=EntitySubstitution.substitute_xml, void_element_close_prefix="")
-
-    def attributes(self, tag):
-        return tag.attrs.items()
-
-
 def clean(markup: str) -> str:
     """Keep only harmless tags and attributes. Images only as embedded PNG, downloads only as embedded csv.
 
     Scripts, styles and drawings go together with their content.
     """
-    return _text(_tree(markup, INLINE + HEADINGS))
+    return str(_tree(markup, INLINE + HEADINGS))
 
 
 def clean_prose(markup: str) -> str:
@@ -40,12 +28,12 @@ def clean_prose(markup: str) -> str:
     tree = _complete_tables(_without_ids(_tree(markup, INLINE + HEADINGS)))
     for heading in tree.find_all(HEADINGS):
         heading["id"] = "to-" + re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-")
-    return _text(tree)
+    return str(tree)
 
 
 def clean_output(markup: str) -> str:
     """`clean` for what a cell has printed: no headings and no ids, so that an output cannot pose as a part of the page."""
-    return _text(_complete_tables(_without_ids(_tree(markup, INLINE))))
+    return str(_complete_tables(_without_ids(_tree(markup, INLINE))))
 
 
 def contents(markup: str) -> list[dict]:
@@ -60,10 +48,6 @@ def _tree(markup: str, tags: list[str]) -> BeautifulSoup:
     cleaner = Cleaner(tags=tags, attributes=_allowed, protocols=["http", "https", "data"], strip=True)
     harmless = cleaner.clean(WITH_CONTENT.sub("", str(markup)))
     return _paired_downloads(BeautifulSoup(harmless, "html.parser", multi_valued_attributes=None))
-
-
-def _text(tree: BeautifulSoup) -> str:
-    return tree.decode(formatter=_AsWritten())
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:

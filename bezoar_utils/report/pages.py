@@ -20,9 +20,8 @@ from ..study.stages import STAGES
 from . import charts
 from .clean import clean_output, clean_prose, contents
 from .reference import expected_table, other_draws
-from .show import figure_html
+from .show import TEMPLATE, figure_html, render
 
-TEMPLATE = Path(__file__).parent / "template"
 REPORTS = ROOT / "reports"
 
 
@@ -122,30 +121,20 @@ def read_claims(profile: str, records: dict) -> list[dict]:
     return [claim | {"verdict": "no result"} for claim in claims] if profile.startswith(REHEARSAL) else claims
 
 
-def render(template: str, **values) -> str:
-    """A template from `template/`. Every value is escaped unless it is Markup."""
-    import jinja2
-
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True)
-    return environment.get_template(template).render(values)
-
-
 def write_page(target: Path, body: str, page: dict, **values) -> None:
     """A whole page around `body`, which must be clean markup; `values` are the other variables of `page.html.j2`.
 
     The page may use one style sheet and run one script, both ours, inline and allowed by their hash; nothing else.
     """
-    from markupsafe import Markup
-
     style, script = (TEMPLATE / "style.css").read_text(), (TEMPLATE / "page.js").read_text()
     text = render(
         "page.html.j2",
         title=page["label"],
         here=page["file"],
-        body=Markup(body),  # noqa: S704 cleaned, or rendered by our own templates
+        body=body,
         contents=contents(body),
-        style=Markup(style),  # noqa: S704 our own file
-        script=Markup(script),  # noqa: S704 our own file
+        style=style,
+        script=script,
         style_hash=content_hash(style),
         script_hash=content_hash(script),
         **values,
@@ -188,8 +177,6 @@ HEADLINES = (  # stage, prefix of its metrics, title, unit, highest value
 
 def headline_figures(records: dict) -> list:
     """A bar chart per headline whose metrics some model has; each links to the provenance of its stage."""
-    from markupsafe import Markup
-
     figures = []
     for stage, prefix, title, unit, top in HEADLINES:
         measured = records.get(stage, {}).get("metrics", {})
@@ -200,7 +187,7 @@ def headline_figures(records: dict) -> list:
             n = next(iter(metrics.values()))["n"]
             confidence = records[stage]["parameters"]["intervals"]["confidence"]
             caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with {confidence:.0%} intervals"
-            figures.append(Markup(figure_html(chart, alt, caption, f"{stage}.html#provenance")))  # noqa: S704 escaped there
+            figures.append(figure_html(chart, alt, caption, f"{stage}.html#provenance"))
     return figures
 
 

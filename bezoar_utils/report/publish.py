@@ -58,32 +58,28 @@ def upload(folder: Path, recorded: dict[str, dict], repo: str, token: str) -> No
         raise PublishError(f"the upload failed: {type(error).__name__}: {text}") from None
 
 
-def publish(profile: str, name: str, repo: str, confirm: bool) -> str:
-    """Print the files, and upload them if `confirm`. Returns what happened. Raises PublishError, and ProfileError."""
-    offline, token = load_profile(profile).offline, os.environ.get("HF_TOKEN", "").strip()
-    folder, recorded = checkpoint(profile, name)
-    for file, made in sorted(recorded.items()):
-        print(f"{made['bytes']:>14,}  {made['sha256']}  {file}")
-    if not confirm:
-        return f"dry run, nothing was sent to {repo}; CONFIRM=yes sends these files"
-    if offline or not token:
-        reason = f"profile {profile!r} is offline" if offline else "HF_TOKEN is not set"
-        raise PublishError(f"nothing was sent: {reason}")
-    upload(folder, recorded, repo, token)
-    return f"sent to {repo}"
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bezoar_utils.report.publish")
     for name in ("profile", "checkpoint", "repo"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--confirm", action="store_true", help="upload; without it nothing is sent")
-    options = parser.parse_args(arguments)
+    options, token = parser.parse_args(arguments), os.environ.get("HF_TOKEN", "").strip()
     try:
-        print(publish(options.profile, options.checkpoint, options.repo, options.confirm))
+        offline = load_profile(options.profile).offline
+        folder, recorded = checkpoint(options.profile, options.checkpoint)
+        for file, made in sorted(recorded.items()):
+            print(f"{made['bytes']:>14,}  {made['sha256']}  {file}")
+        if not options.confirm:
+            print(f"dry run, nothing was sent to {options.repo}; CONFIRM=yes sends these files")
+            return 0
+        if offline or not token:
+            reason = f"profile {options.profile!r} is offline" if offline else "HF_TOKEN is not set"
+            raise PublishError(f"nothing was sent: {reason}")
+        upload(folder, recorded, options.repo, token)
     except ValueError as error:  # PublishError and ProfileError are ValueErrors
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"sent to {options.repo}")
     return 0
 
 

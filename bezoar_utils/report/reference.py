@@ -136,7 +136,7 @@ def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, f
     before, after, unit = expected["value"], actual["value"], expected["unit"]
     if actual["unit"] != unit:
         return f"is in {actual['unit']!r}, the reference is in {unit!r}", math.inf
-    if not (is_number(before) and is_number(after)):
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (before, after)):
         return f"not a number to compare: {before} in the reference, {after} here", math.inf
     limit = tolerance(unit)
     if limit is None:
@@ -145,10 +145,6 @@ def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, f
     share = abs(move) / allowed if allowed else (math.inf if move else 0.0)
     problem = f"moved from {before:.4g} to {after:.4g} ({move:+.3g}; allowed ±{allowed:.3g}: {limit.why})"
     return problem if share > 1 else "", share
-
-
-def is_number(value) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 # ------------------------------------------------------------------------------------- the table of REPRODUCING.md
@@ -193,12 +189,9 @@ def _cells(row: Row, metrics: dict[str, dict], timings: dict[str, float], draws:
         raise MetricsError(f"the run did not measure {row.metric}, which REPRODUCING.md names (ROWS in reference.py)")
     value, unit, stage = metrics[row.metric]["value"], metrics[row.metric]["unit"], _stage(row.metric)
     command, effort = f"`make runs/mini/{stage}/stage.json`", f"{minutes_from_nothing(stage, timings)} min, 0 USD"
+    number = f"{value:.3f}" if isinstance(value, float) else value
     allowed = max(tolerance(unit).allows(value), *(ROOM * distance for distance in seen_moves(draws, row.metric, value)), 0.0)
-    return [row.claim, f"`{row.chapter}`", command, f"`{row.artifact}`", effort, f"{shown(value)} {unit}", f"± {allowed:.3g}"]
-
-
-def shown(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return [row.claim, f"`{row.chapter}`", command, f"`{row.artifact}`", effort, f"{number} {unit}", f"± {allowed:.3g}"]
 
 
 def minutes_from_nothing(stage: str, timings: dict[str, float]) -> int:
