@@ -1,17 +1,15 @@
 import csv
 import gzip
-import hashlib
-import json
 import random
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bezoar_utils.calls import local_server
 from bezoar_utils.data import sources
 from bezoar_utils.data.sources import SourceError, full_revision, locate, read, read_rows, sample, sample_parquet
+from bezoar_utils.rehearsal.hub import HubHandler
 from bezoar_utils.study import files
 
 ROWS = [
@@ -311,59 +309,36 @@ def test_a_missing_value_in_a_chosen_row_or_a_label_is_named_by_its_row(tmp_path
 # --- the hub, played by a small server
 
 
-class FakeHub(BaseHTTPRequestHandler):
+class FakeHub(HubHandler):
     content: dict[str, bytes] = {}  # noqa: RUF012
     served: list[tuple[str, int]] = []  # noqa: RUF012
+    sent = staticmethod(lambda data: data)
 
     def do_GET(self):
         kind, _, rest = self.path.split("?")[0].removeprefix("/api").partition(HUB)
         part = rest.strip("/").split("/", 2)
         if kind != "/datasets/" or part[1] not in (SHA, "main"):
-            self.send_error(404)
+            self.tell(404)
         elif part[0] == "revision":
-            self._json({"id": HUB, "sha": SHA, "siblings": []})
+            self.tell(200, {"id": HUB, "sha": SHA, "siblings": []})
         elif part[0] == "tree":
-            self._json([self._entry(name) for name in self.content])
+            self.tell(200, [self.entry(name, data) for name, data in self.content.items()])
         elif part[2] in self.content:
-            self._file(self.content[part[2]])
+            self.send_data(self.content[part[2]], SHA)
         else:
-            self.send_error(404, headers={"X-Error-Code": "EntryNotFound"})
+            self.tell(404, headers={"X-Error-Code": "EntryNotFound"})
 
     do_HEAD = do_GET
 
-    def send_error(self, code, headers=None):
-        self.send_response(code)
-        for name, value in {"Content-Length": "0", **(headers or {})}.items():
-            self.send_header(name, value)
-        self.end_headers()
-
-    def _entry(self, name):
-        data = self.content[name]
+    def entry(self, name, data):
         lfs = {"oid": files.sha256_bytes(data), "size": len(data), "pointerSize": 1}
         return {"type": "file", "path": name, "oid": "0" * 40, "size": len(data), "lfs": lfs}
 
-    def _json(self, value):
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
-
-    def _file(self, data):
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": SHA}
-        wanted = self.headers.get("Range")
-        first, last = (int(n) for n in wanted.removeprefix("bytes=").split("-")) if wanted else (0, len(data) - 1)
-        self._send(206 if wanted else 200, self.sent(data)[first : last + 1], headers)
-
-    sent = staticmethod(lambda data: data)
-
-    def _send(self, status, body, headers):
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
+    def tell(self, status, body=b"", headers=None):
+        body = self.sent(body) if isinstance(body, bytes) else body
         if self.command == "GET":
             self.served.append((self.path, len(body)))
-            self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+        super().tell(status, body, headers)
 
 
 @pytest.fixture
@@ -372,18 +347,14 @@ def hub(tmp_path, monkeypatch):
     from huggingface_hub import HfFileSystem, constants
 
     handler = type("Hub", (FakeHub,), {"content": {}, "served": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    HfFileSystem.clear_instance_cache()
-    yield handler
-    HfFileSystem.clear_instance_cache()
-    server.shutdown()
-    server.server_close()
+    with local_server.serving(handler) as address:
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        HfFileSystem.clear_instance_cache()
+        yield handler
+        HfFileSystem.clear_instance_cache()
 
 
 def hub_source(*names, **pin):
