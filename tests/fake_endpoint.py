@@ -10,7 +10,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from bezoar_utils.calls import local_server
 
 STATUS = {"429": 429, "429-retry-after": 429, "500": 500, "wrong-model": 404, "400": 400, "401": 401}
 
@@ -18,106 +22,73 @@ STATUS = {"429": 429, "429-retry-after": 429, "500": 500, "wrong-model": 404, "4
 class FakeEndpoint:
     """`answer(prompt)` is the reply; `faults(prompt, attempt)` names what goes wrong, the first attempt being 1, or None.
 
-    `received` counts the requests of a prompt, `answered` the whole 200s it got; `bodies` holds the requests as they came in.
+    `received` counts the requests of a prompt, `answered` the whole 200s it got; `bodies` holds the requests as they came in,
+    `keys` the Authorization headers.
     """
 
     def __init__(self, answer=str.upper, latency_s=0.0, faults=lambda prompt, attempt: None, usage=True, retry_after="1"):
         self.answer, self.latency_s, self.faults, self.usage, self.retry_after = answer, latency_s, faults, usage, retry_after
-        self.received, self.answered, self.bodies = Counter(), Counter(), []
+        self.received, self.answered, self.bodies, self.keys = Counter(), Counter(), [], set()
         self.lock, self.closing = threading.Lock(), threading.Event()
 
     def __enter__(self):
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 512  # a burst of connections beyond it waits a second for the next try
-            daemon_threads = True
-
-            def handle_error(self, *_):
-                pass  # a client that gave up waiting is part of the tests
-
-        self.server = Server(("127.0.0.1", 0), handler_for(self))
-        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.context = local_server.serving(type("FakeHandler", (FakeHandler,), {"fake": self}))
+        self.url = f"{self.context.__enter__()}/v1"
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *error):
         self.closing.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.context.__exit__(*error)
+
+    def completion(self, request: dict, text: str, fault: str | None) -> dict:
+        chat, _ = local_server.prompt_of(request)
+        body = local_server.completion(request["model"], "", "" if fault == "empty" else text, chat)
+        if fault == "cut-short":
+            body["choices"][0]["finish_reason"] = "length"
+        if fault == "refusal":
+            body["choices"][0]["message"] |= {"content": None, "refusal": "I will not."}
+        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+        return body | {"usage": usage if self.usage else None}
 
 
-def handler_for(fake: FakeEndpoint) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
-        wbufsize = -1  # header and body leave in one piece
+class FakeHandler(local_server.Handler):
+    fake: FakeEndpoint
 
-        def do_POST(self):
-            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            chat = self.path.endswith("/chat/completions")
-            prompt = request["messages"][-1]["content"] if chat else request["prompt"]
-            with fake.lock:
-                fake.received[prompt] += 1
-                fake.bodies.append(request)
-                attempt = fake.received[prompt]
-            fault = fake.faults(prompt, attempt)
-            time.sleep(fake.latency_s)
-            if fault == "timeout":
-                fake.closing.wait(5)
-            if fault in ("timeout", "close"):
-                self.close_connection = True
-            elif fault in STATUS:
-                self.fail(fault)
-            elif fault == "error-body":
-                self.reply(200, {"error": {"message": "the upstream model is busy", "code": 503}})
-            elif fault == "no-choices":
-                self.reply(200, {"choices": []})
-            elif fault == "truncated-json":
-                self.reply(200, json.dumps(completion(chat, request, "cut", fake.usage))[:-20])
-            elif fault == "half-sent":  # the connection ends before the length that was announced
-                self.close_connection = True
-                self.reply(200, '{"choices": [', announced=500)
-            else:
-                self.reply(200, completion(chat, request, fake.answer(prompt), fake.usage, fault))
-                with fake.lock:
-                    fake.answered[prompt] += 1
+    def do_POST(self):
+        request = json.loads(self.received())
+        _, prompt = local_server.prompt_of(request)
+        with self.fake.lock:
+            self.fake.received[prompt] += 1
+            self.fake.bodies.append(request)
+            self.fake.keys.add(self.headers["Authorization"])
+            attempt = self.fake.received[prompt]
+        fault = self.fake.faults(prompt, attempt)
+        time.sleep(self.fake.latency_s)
+        if not self.failed(fault):
+            self.tell(200, self.fake.completion(request, self.fake.answer(prompt), fault))
+            with self.fake.lock:
+                self.fake.answered[prompt] += 1
 
-        def fail(self, fault):
-            # like some providers, it repeats the key it was given
-            message = f"{fault} for {self.headers['Authorization']}"
-            after = {"Retry-After": fake.retry_after} if fault == "429-retry-after" else {}
-            self.reply(STATUS[fault], {"error": {"message": message}}, after)
-
-        def reply(self, status, body, headers=None, announced=None):
-            data = (body if isinstance(body, str) else json.dumps(body)).encode()
-            self.send_response(status)
-            for name, value in {
-                "Content-Type": "application/json",
-                "Content-Length": str(announced or len(data)),
-                **(headers or {}),
-            }.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data)
-            self.wfile.flush()
-
-        def log_message(self, *_):
-            pass
-
-    return Handler
+    def failed(self, fault: str | None) -> bool:
+        if fault == "timeout":
+            self.fake.closing.wait(5)
+        if fault in ("timeout", "close", "half-sent"):
+            self.close_connection = True
+        if fault in STATUS:  # like some providers, it repeats the key it was given
+            after = {"Retry-After": self.fake.retry_after} if fault == "429-retry-after" else {}
+            self.tell(STATUS[fault], {"error": {"message": f"{fault} for {self.headers['Authorization']}"}}, after)
+        elif fault == "error-body":
+            self.tell(200, {"error": {"message": "the upstream model is busy", "code": 503}})
+        elif fault == "no-choices":
+            self.tell(200, {"choices": []})
+        elif fault == "truncated-json":
+            self.tell(200, b'{"id": "fake", "choices": [{"index": 0, "mess', {"Content-Type": "application/json"})
+        elif fault == "half-sent":  # the connection ends before the length that was announced
+            self.tell(200, b'{"choices": [', {"Content-Type": "application/json", "Content-Length": "500"})
+        return fault in STATUS or fault in FAILURES
 
 
-def completion(chat: bool, request: dict, text: str, usage: bool, fault: str | None = None) -> dict:
-    choice = {"index": 0, "finish_reason": "length" if fault == "cut-short" else "stop"}
-    if fault == "empty":
-        text = ""
-    if chat:
-        content = {"content": None, "refusal": "I will not."} if fault == "refusal" else {"content": text}
-        choice["message"] = {"role": "assistant", **content}
-    else:
-        choice["text"] = text
-    body = {"id": "fake", "object": "chat.completion", "created": 0, "model": request["model"], "choices": [choice]}
-    spent = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-    return body | ({"usage": spent} if usage else {})
+FAILURES = {"timeout", "close", "half-sent", "error-body", "no-choices", "truncated-json"}
 
 
 def first_attempts_fail(fault: str, rate: float, seed: int):

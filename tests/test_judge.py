@@ -1,13 +1,11 @@
 import json
 import random
-import threading
 
 import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
-from bezoar_utils.calls import endpoint as endpoint_module
-from bezoar_utils.calls import judge, local_server
+from bezoar_utils.calls import attempts, judge, local_server
 from bezoar_utils.calls.endpoint import EndpointError
 from bezoar_utils.calls.judge import (
     Comparison,
@@ -31,7 +29,7 @@ BAD = '{"status": "Reject", "rating": 2, "reason": "wrong"}'
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.setattr(endpoint_module, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(attempts, "BACKOFF_S", 0.01)
     monkeypatch.setenv("TEST_KEY", "key")
 
 
@@ -53,11 +51,8 @@ def miniature(small_world):
         requests.append(model)
         return server.answer(small_world, prompt, model)
 
-    running = local_server.open_server((server.ORACLE, server.SKIMMER), answer)
-    threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield local_server.address(running), requests
-    running.shutdown()
-    running.server_close()
+    with local_server.serving(local_server.api((server.ORACLE, server.SKIMMER), answer)) as url:
+        yield f"{url}/v1", requests
 
 
 # ----------------------------------------------------------------------------------------------------------- verdicts

@@ -6,7 +6,7 @@ from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 from test_report import PAYLOADS, live
 
-from bezoar_utils.calls import endpoint
+from bezoar_utils.calls import attempts
 from bezoar_utils.calls.judge import Comparison, Grade, Judge, parse_verdict, read_sections
 from bezoar_utils.data.sources import SourceError
 from bezoar_utils.data.template import render_prompt
@@ -296,7 +296,7 @@ def test_the_two_turns_of_a_question_are_one_value():
 
 def test_a_judge_that_always_likes_the_first_answer_wins_nobody_anything(tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_KEY", "key")
-    monkeypatch.setattr(endpoint, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(attempts, "BACKOFF_S", 0.01)
     rows = TWO_ANSWERS + [answer(SFT, 1, t, f"sft {t}", category="math") for t in (1, 2)]
     pairs = mt_bench.pair_rows([MATHS], rows, [[SFT, BASE]], [])
     with FakeEndpoint(lambda prompt: 'Thoughts.\n{"better": "first", "reason": "it is first"}') as fake:

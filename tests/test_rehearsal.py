@@ -6,17 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 
 import pytest
 import yaml
 
-from bezoar_utils.calls import judge
+from bezoar_utils.calls import judge, local_server
 from bezoar_utils.calls.judge import parse_verdict
 from bezoar_utils.data import sources
 from bezoar_utils.rehearsal import fake_endpoints, fake_hub_files, hub, rows, shrink, summary
 from bezoar_utils.rehearsal import models as stand_ins
-from bezoar_utils.rehearsal.__main__ import begin_anew, environment, main, needs_stand_ins
+from bezoar_utils.rehearsal.__main__ import clear_run, environment, main, needs_stand_ins
 from bezoar_utils.report import compare, pages
 from bezoar_utils.schemes import lamini
 from bezoar_utils.study import files, stage
@@ -184,9 +183,9 @@ def test_a_model_of_unknown_architecture_gets_a_llama_and_the_account_says_so():
 # ------------------------------------------------------------------------------------------------------------ the hub
 
 
-def ask(port, path, body=None):
+def ask(url, path, body=None):
     """(status, headers) of a request to this machine; http.client leaves a path as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
     connection.request("POST" if body else "GET", path, body)
     response = connection.getresponse()
     response.read()
@@ -199,17 +198,14 @@ def served(tmp_path):
     repositories = hub.Repositories(tmp_path / "hub")
     folder = repositories.add("datasets", "some/rows", "8774417".ljust(40, "0"))
     rows.write(folder / "data" / "part-0.parquet", [{"inputs": "a", "task_name": "t", "template_type": "zs"}] * 3)
-    server = hub.open_hub(repositories)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with local_server.serving(hub.handler_for(repositories)) as url:
+        yield url
 
 
 def test_the_studys_own_download_code_reads_from_the_stand_in_hub(served, tmp_path):
     code = """
 from types import SimpleNamespace
-from bezoar_utils import sources
+from bezoar_utils.data import sources
 stage, source = SimpleNamespace(), {"hub": "some/rows", "expect_prefix": "8774417", "files": ["*.parquet"]}
 columns = ("inputs",)
 print([row["original_index"] for row in sources.sample(source, lambda *labels: [2, 0], columns, stage)], end=" ")
@@ -236,11 +232,11 @@ print(len(sources.read(source, columns, stage)), sources.full_revision(source)[:
     ],
 )
 def test_the_stand_in_hub_refuses_what_is_not_pinned_there(served, path, word):
-    status, headers = ask(int(served.rsplit(":", 1)[1]), path)
+    status, headers = ask(served, path)
     assert (status, headers["X-Error-Code"]) == (404, word)
 
 
-# -------------------------------------------------------------------------------------------------------- the voices
+# ----------------------------------------------------------------------------------------------------- the endpoints
 
 
 def test_the_teacher_writes_as_many_tagged_instructions_as_it_is_asked_for():
@@ -257,17 +253,14 @@ def test_the_judge_gives_readable_verdicts_and_now_and_then_none(kind):
     assert replies[0] == fake_endpoints.reply(judge.judge_prompt(kind, text="0")), "two rehearsals are the same"
 
 
-def test_a_busy_voice_answers_the_second_time():
-    server = fake_endpoints.open_voices(("a",))
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+def test_a_busy_endpoint_answers_the_second_time():
     codes = []
-    for number in range(60):
-        body = json.dumps({"model": "a", "prompt": f"Say {number}"})
-        codes.append(ask(server.server_port, "/v1/completions", body)[0])
-        if codes[-1] == 429:
-            codes.append(ask(server.server_port, "/v1/completions", body)[0])
-    server.shutdown()
-    server.server_close()
+    with local_server.serving(fake_endpoints.handler_for(("a",))) as url:
+        for number in range(60):
+            body = json.dumps({"model": "a", "prompt": f"Say {number}"})
+            codes.append(ask(url, "/v1/completions", body)[0])
+            if codes[-1] == 429:
+                codes.append(ask(url, "/v1/completions", body)[0])
     assert codes.count(200) == 60 and 0 < codes.count(429) < 20
 
 
@@ -353,7 +346,7 @@ def test_a_users_own_profile_is_rehearsed_from_end_to_end(home):
 def test_a_second_rehearsal_begins_anew_and_knows_how_long_the_first_took(tmp_path):
     files.write_json(tmp_path / "rehearse-x" / "timings.json", {"10_lamini": 12.5})
     files.write_json(tmp_path / "rehearse-x" / "10_lamini" / "stage.json", {})
-    begin_anew(tmp_path / "rehearse-x")
+    clear_run(tmp_path / "rehearse-x")
     assert [p.name for p in (tmp_path / "rehearse-x").iterdir()] == ["timings.json"]
     assert files.read_json(tmp_path / "rehearse-x" / "timings.json") == {"10_lamini": 12.5}
 

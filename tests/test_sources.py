@@ -1,13 +1,12 @@
 import csv
 import gzip
 import random
-import threading
-from http.server import ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from bezoar_utils.calls import local_server
 from bezoar_utils.data import sources
 from bezoar_utils.data.sources import SourceError, full_revision, hub_files, locate, read, read_rows, sample, sample_parquet
 from bezoar_utils.rehearsal.hub import Repositories, handler_for
@@ -287,23 +286,20 @@ def hub(tmp_path, monkeypatch):
     class Hub(handler_for(repositories)):
         folder, sent, damage = repositories.add("datasets", HUB, SHA), [], staticmethod(lambda data: data)
 
-        def finish_headers(self, headers, data):
-            self.sent.append(len(data) if "ETag" in headers and self.command == "GET" else 0)
-            super().finish_headers(headers, self.damage(data))
+        def tell(self, status, body=b"", headers=None):
+            content = "ETag" in (headers or {}) and self.command == "GET"
+            self.sent.append(len(body) if content else 0)
+            super().tell(status, self.damage(body) if content else body, headers)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    Hub.go_offline = lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    HfFileSystem.clear_instance_cache()
-    yield Hub
-    HfFileSystem.clear_instance_cache()
-    server.shutdown()
-    server.server_close()
+    with local_server.serving(Hub) as address:
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        Hub.go_offline = lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        HfFileSystem.clear_instance_cache()
+        yield Hub
+        HfFileSystem.clear_instance_cache()
 
 
 @pytest.fixture

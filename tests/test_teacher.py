@@ -4,8 +4,7 @@ import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import StubStage, remote
 
-from bezoar_utils.calls import endpoint as endpoint_module
-from bezoar_utils.calls import teacher
+from bezoar_utils.calls import attempts, teacher
 from bezoar_utils.calls.endpoint import EndpointError
 from bezoar_utils.calls.teacher import Teacher
 from bezoar_utils.study import files
@@ -30,7 +29,7 @@ SETTINGS = {
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    monkeypatch.setattr(endpoint_module, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(attempts, "BACKOFF_S", 0.01)
     monkeypatch.setenv("TEST_KEY", "key")
 
 

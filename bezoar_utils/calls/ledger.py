@@ -1,5 +1,7 @@
-"""The ledger of finished calls (`calls.jsonl`): nothing that was answered is asked again, and a kill costs the calls in flight."""
+"""Finished calls on disk (`calls.jsonl`): what was answered is never sent again, and a kill costs only the calls in flight."""
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from ..study import files
@@ -21,3 +23,30 @@ class Ledger:
 
     def _keep(self, rows) -> None:
         self.finished |= {row["key"]: row for row in rows if "text" in row or row["failure"] in HOPELESS}
+
+
+class Answers:
+    """The rows for one list of calls: those already finished, and those that are added as they end.
+
+    `keys` has one key a call; equal keys are one call. `progress(done, total)` counts positions of the list.
+    """
+
+    def __init__(self, keys: list[str], finished: dict[str, dict], progress: Callable[[int, int], None] | None = None):
+        self.keys, self.copies, self.progress = keys, Counter(keys), progress
+        self.rows = {key: finished[key] for key in self.copies if key in finished}
+        self.missing = dict.fromkeys(key for key in keys if key not in self.rows)  # in the order of the list
+        self.done = sum(self.copies[key] for key in self.rows)
+
+    def add(self, *rows: dict) -> None:
+        """Take rows of calls that ended, each with its `key`, and report the progress."""
+        for row in rows:
+            if row["key"] in self.missing:
+                del self.missing[row["key"]]
+                self.done += self.copies[row["key"]]
+            self.rows[row["key"]] = row
+        if self.progress:
+            self.progress(self.done, len(self.keys))
+
+    def in_order(self) -> list[dict]:
+        """One row a key. Equal keys share one object."""
+        return [self.rows[key] for key in self.keys]

@@ -1,7 +1,7 @@
 """The teacher: one small protocol, `generate(prompts, settings) -> completions`, over local weights or an endpoint.
 
 Either way each finished completion is on disk at once, under a key of prompt, model, settings and seed: a rerun after a
-kill generates what is missing and nothing else, and the files come out the same.
+kill generates only what is missing, and the files come out the same.
 """
 
 from functools import cached_property
@@ -11,7 +11,7 @@ from ..training.generation import by_length, generate_batch, row_seeds
 from ..training.models import load_model, load_tokenizer, locate_model
 from ..training.precision import current
 from .endpoint import Request, open_endpoint, record_calls
-from .ledger import Ledger
+from .ledger import Answers, Ledger
 
 SCHEME = "teacher-2"  # of the key; a change of what is sent under the same settings needs a new one
 FOUR_BIT = {"type": "nf4", "double": True, "compute_dtype": "auto"}
@@ -24,7 +24,7 @@ class Teacher:
         self.stage, self.settings, self.seed = stage, settings, seed
 
     @cached_property
-    def engine(self):  # made by the first prompt, so that a teacher nobody asks needs no weights and no key
+    def engine(self):  # made by the first prompt, so that a teacher without prompts needs no weights and no key
         return (EndpointEngine if self.settings["endpoint"] else LocalEngine)(self.stage, self.settings)
 
     def generate(self, prompts: list[str], what: str) -> list[str | None]:
@@ -48,14 +48,14 @@ def before_any(text: str, marks: list[str]) -> str:
 
 
 class EndpointEngine:
-    """Any OpenAI-compatible server: many calls in flight, retries, and nothing answered is asked again."""
+    """Any OpenAI-compatible server: many calls in flight, retries, and no answered call is sent again."""
 
     def __init__(self, stage, settings: dict):
         self.stage, self.mode = stage, settings["mode"]
         self.endpoint = open_endpoint(stage, settings)
 
     def generate(self, prompts: list[str], settings: list[dict], progress) -> list[str | None]:
-        requests = [Request(prompt, wanted, self.mode, SCHEME) for prompt, wanted in zip(prompts, settings)]
+        requests = [Request(prompt, sampling, self.mode, SCHEME) for prompt, sampling in zip(prompts, settings)]
         replies = self.endpoint.ask(requests, progress)
         record_calls(self.stage, replies)
         return [reply.text for reply in replies]
@@ -71,20 +71,21 @@ class LocalEngine:
 
     def generate(self, prompts: list[str], settings: list[dict], progress) -> list[str | None]:
         model = {"model": self.identity, "four_bit": self.settings["four_bit"], "precision": current().dtype, "scheme": SCHEME}
-        keys = [files.sha256_json({"prompt": p, **wanted, **model}) for p, wanted in zip(prompts, settings)]
-        finished = self.ledger.finished
+        calls = [
+            {"key": files.sha256_json({"prompt": prompt, **sampling, **model}), "prompt": prompt, "seed": sampling["seed"]}
+            for prompt, sampling in zip(prompts, settings)
+        ]
+        answers = Answers([call["key"] for call in calls], self.ledger.finished, progress)
         fits = self._fit(prompts)
-        fitting = [i for i, fit in enumerate(fits) if fit]
-        done = len(prompts) - len(fitting)
-        for batch in by_length([prompts[i] for i in fitting], self.settings["batch_size"]):
+        answers.add(*({"key": call["key"], "failure": "too long"} for call, fit in zip(calls, fits) if not fit))
+        fitting = [call for call, fit in zip(calls, fits) if fit]
+        for batch in by_length([call["prompt"] for call in fitting], self.settings["batch_size"]):
             rows = [fitting[i] for i in batch]
-            if any(keys[i] not in finished for i in rows):
-                self.ledger.append(*self._answer([keys[i] for i in rows], [prompts[i] for i in rows], [settings[i] for i in rows]))
-            done += len(rows)
-            progress(done, len(prompts))
-        answered = [finished.get(key) if fit else None for key, fit in zip(keys, fits)]
-        self.stage.spend(tokens=sum(row["tokens_in"] + row["tokens_out"] for row in answered if row), calls=len(fitting))
-        return [row["text"] if row else None for row in answered]
+            if any(call["key"] in answers.missing for call in rows):
+                answers.add(*self._answer(rows))
+        done = [row for row in answers.in_order() if "text" in row]
+        self.stage.spend(tokens=sum(row["tokens_in"] + row["tokens_out"] for row in done), calls=len(done))
+        return [row.get("text") for row in answers.in_order()]
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts)["input_ids"] if texts else []
@@ -97,12 +98,16 @@ class LocalEngine:
         room = self.settings["max_new_tokens"]
         return [limit is None or len(ids) + room <= limit for ids in self._ids(prompts)]
 
-    def _answer(self, keys: list[str], prompts: list[str], settings: list[dict]) -> list[dict]:
+    def _answer(self, calls: list[dict]) -> list[dict]:
+        """The rows of one batch, which are on disk when this returns."""
         if self.model is None:
             self.model = load_model(self.path, FOUR_BIT if self.settings["four_bit"] else None)
+        prompts, seeds = [call["prompt"] for call in calls], [call["seed"] for call in calls]
         sampling = {k: self.settings[k] for k in ("max_new_tokens", "temperature", "top_p")}
-        texts = generate_batch(self.model, self.tokenizer, prompts, [s["seed"] for s in settings], **sampling)
-        return [
-            {"key": key, "text": text, "tokens_in": len(told), "tokens_out": len(said), "cost_usd": 0.0}
-            for key, text, told, said in zip(keys, texts, self._ids(prompts), self._ids(texts))
+        texts = generate_batch(self.model, self.tokenizer, prompts, seeds, **sampling)
+        rows = [
+            {"key": call["key"], "text": text, "tokens_in": len(ids_in), "tokens_out": len(ids_out), "cost_usd": 0.0}
+            for call, text, ids_in, ids_out in zip(calls, texts, self._ids(prompts), self._ids(texts))
         ]
+        self.ledger.append(*rows)
+        return rows

@@ -1,12 +1,11 @@
 """The miniature's judge: an OpenAI-compatible chat endpoint whose verdicts come from the world's exact oracle.
 
-`python -m bezoar_utils.miniature.server world.json` prints its address on 127.0.0.1 and serves until its standard input
-closes, so it never outlives the stage that started it. The study reaches it only through the openai client.
+`python -m bezoar_utils.miniature.server world.json` serves until its standard input closes, so it never outlives the stage that
+started it. The study reaches it only through the openai client.
 """
 
 import json
 import sys
-import threading
 from pathlib import Path
 
 from ..calls import judge, local_server
@@ -14,6 +13,7 @@ from . import oracle
 from .world import World, build_world
 
 ORACLE, SKIMMER = "miniature-oracle", "miniature-skimmer"
+READS = ("00_miniature/world.json",)
 
 
 def answer(world: World, prompt: str, model: str = ORACLE) -> str:
@@ -49,10 +49,7 @@ def _reply(thoughts: str, **verdict) -> str:
 
 def main() -> None:
     world = build_world(**json.loads(Path(sys.argv[1]).read_text()))
-    server = local_server.open_server((ORACLE, SKIMMER), lambda model, prompt: answer(world, prompt, model))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    print(local_server.address(server), flush=True)
-    sys.stdin.read()
+    local_server.serve_until_closed(local_server.api((ORACLE, SKIMMER), lambda model, prompt: answer(world, prompt, model)))
 
 
 if __name__ == "__main__":

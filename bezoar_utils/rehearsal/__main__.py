@@ -1,11 +1,11 @@
 """`python -m bezoar_utils.rehearsal --profile paper`: the command behind `make rehearse`."""
 
 import argparse
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -17,9 +17,7 @@ from ..planning.preflight import hub_models, require_possible
 from ..study import files
 from ..study.profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
 from ..study.stage import RUNS
-from . import fake_hub_files, shrink, summary
-from .fake_endpoints import open_voices
-from .hub import open_hub
+from . import fake_endpoints, fake_hub_files, hub, shrink, summary
 
 ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -41,38 +39,42 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
     folder, started = RUNS / (REHEARSAL + name), time.time()
-    begin_anew(folder)
+    clear_run(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
-    hub = open_hub(fake_hub_files.build(profile, folder / "hub", own_data))
-    asked = profile.model_dump(mode="json")
-    models = tuple(sorted({one["model"] for one in shrink.remote_endpoints(asked).values()}))
-    voices = [open_voices(models) for _ in range(shrink.servers(asked))]
-    values = shrink.rehearsed(profile, [local_server.address(voice) for voice in voices], fake_hub_files.harness_tasks(profile))
-    fake_hub_files.cut_local_files(values, folder / "data")
-    values = Profile.model_validate(values).model_dump(mode="json")
-    files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
-    for server in (hub, *voices):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    code = subprocess.run(
-        [
-            "make",
-            "-f",
-            str(CODE / "Makefile"),
-            "--no-print-directory",
-            "reproduce",
-            f"PROFILE={folder.name}",
-            f"PY={sys.executable}",
-            f"JOBS={jobs}",
-        ],
-        cwd=ROOT,
-        env=environment(profile, folder, f"http://127.0.0.1:{hub.server_port}"),
-        check=False,
-    ).returncode
+    with contextlib.ExitStack() as servers:
+        repositories = fake_hub_files.build(profile, folder / "hub", own_data)
+        hub_url = servers.enter_context(local_server.serving(hub.handler_for(repositories)))
+        values = write_profile(profile, folder, serve_endpoints(profile, servers))
+        code = run_study(folder.name, jobs, environment(profile, folder, hub_url))
     summary.write(name, profile, values, time.time() - started, finished=code == 0)
     return code
 
 
-def begin_anew(folder: Path) -> None:
+def serve_endpoints(profile: Profile, servers: contextlib.ExitStack) -> list[str]:
+    """Addresses of stand-ins for all remote endpoints of the profile, which serve until `servers` closes."""
+    values = profile.model_dump(mode="json")
+    models = tuple(sorted({role["model"] for role in shrink.remote_endpoints(values).values()}))
+    handlers = [fake_endpoints.handler_for(models) for _ in range(shrink.servers(values))]
+    return [f"{servers.enter_context(local_server.serving(handler))}/v1" for handler in handlers]
+
+
+def write_profile(profile: Profile, folder: Path, addresses: list[str]) -> dict:
+    """The values of the rehearsed profile, which `profile.yaml` in the run's folder holds too."""
+    values = shrink.rehearsed(profile, addresses, fake_hub_files.harness_tasks(profile))
+    fake_hub_files.cut_local_files(values, folder / "data")
+    values = Profile.model_validate(values).model_dump(mode="json")
+    files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
+    return values
+
+
+def run_study(profile_name: str, jobs: str, environment: dict[str, str]) -> int:
+    """Run the whole study through make; its exit code."""
+    command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", "reproduce"]
+    command += [f"PROFILE={profile_name}", f"PY={sys.executable}", f"JOBS={jobs}"]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def clear_run(folder: Path) -> None:
     """An empty run; what its stages took last time is kept, for the estimate of the time left."""
     timings = files.read_json(folder / "timings.json") if (folder / "timings.json").exists() else {}
     for old in (folder, ROOT / "reports" / folder.name):
@@ -80,12 +82,12 @@ def begin_anew(folder: Path) -> None:
     files.write_json(folder / "timings.json", timings)
 
 
-def environment(profile: Profile, folder: Path, hub: str) -> dict[str, str]:
+def environment(profile: Profile, folder: Path, hub_url: str) -> dict[str, str]:
     """The run's environment: nothing leaves the machine, and no real key or cache is within its reach."""
     kept = {k: v for k, v in os.environ.items() if k not in (*ONLINE, "MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    asked = shrink.remote_endpoints(profile.model_dump(mode="json")).values()
-    keys = {one["endpoint"]["api_key_env"]: "rehearsal" for one in asked if one["endpoint"]["api_key_env"]}
-    cache = {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    endpoints = [role["endpoint"] for role in shrink.remote_endpoints(profile.model_dump(mode="json")).values()]
+    keys = {endpoint["api_key_env"]: "rehearsal" for endpoint in endpoints if endpoint["api_key_env"]}
+    cache = {"HF_ENDPOINT": hub_url, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"}
     own = {"BEZOAR_HUB_LOCK": str(folder / "hub.lock.json"), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     return kept | keys | cache | own
 

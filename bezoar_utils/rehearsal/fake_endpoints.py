@@ -15,14 +15,14 @@ BUSY, MALFORMED, REFUSING = 0.05, 0.04, 0.04
 
 
 def reply(prompt: str) -> str:
-    """What the teacher or judge who is asked this would say, in form."""
+    """What a teacher or judge would reply to this prompt, in form."""
     rng = random.Random(prompt)
     kind = next((kind for kind, task in judge.TASKS.items() if prompt.startswith(task)), None)
     if kind:
         return "I cannot decide." if rng.random() < MALFORMED else f"{rows.answer(rng)}\n{json.dumps(verdict(kind, rng))}"
-    if wanted := re.search(r"Write (\d+) varied instructions", prompt):
-        some = [f"<example>{number}. {rows.instruction(rng)}</example>" for number in range(1, int(wanted[1]) + 1)]
-        return "\n".join(some).removesuffix("</example>" if rng.random() < MALFORMED else "")
+    if count := re.search(r"Write (\d+) varied instructions", prompt):
+        lines = [f"<example>{number}. {rows.instruction(rng)}</example>" for number in range(1, int(count[1]) + 1)]
+        return "\n".join(lines).removesuffix("</example>" if rng.random() < MALFORMED else "")
     if re.search(r"^(Rewrite this|Write one new) instruction", prompt, re.MULTILINE):
         return rows.instruction(rng)
     return "Sorry, I cannot help with that." if rng.random() < REFUSING else rows.answer(rng)
@@ -40,14 +40,14 @@ def verdict(kind: type, rng: random.Random) -> dict:
     return {name: values[name] for name in kind.model_fields}
 
 
-def open_voices(models: tuple[str, ...]):
-    """Not yet serving."""
-    asked_before = set()
+def handler_for(models: tuple[str, ...]) -> type[local_server.Handler]:
+    """A server's handler that answers for these models, and is busy at the first request of a few prompts."""
+    seen = set()
 
     def answer(model: str, prompt: str) -> str:
-        if prompt not in asked_before and random.Random(f"busy/{prompt}").random() < BUSY:
-            asked_before.add(prompt)
+        if prompt not in seen and random.Random(f"busy/{prompt}").random() < BUSY:
+            seen.add(prompt)
             raise local_server.Busy
         return reply(prompt)
 
-    return local_server.open_server(models, answer)
+    return local_server.api(models, answer)

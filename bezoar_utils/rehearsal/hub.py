@@ -8,9 +8,9 @@ import hashlib
 import json
 import re
 import urllib.parse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from ..calls.local_server import Handler
 from ..study import files
 
 REPOSITORY = r"(?:(models|datasets)/)?([\w.-]+/[\w.-]+)"
@@ -44,10 +44,8 @@ class Repositories:
 
 def entries(folder: Path, within: str = "", paths: list[str] | None = None) -> list[dict]:
     """What the hub tells of a repository's files and folders: type, path, size and hashes."""
-    found = [p for p in sorted(folder.rglob("*")) if str(p.relative_to(folder)).startswith(within)]
-    if paths is not None:
-        found = [p for p in found if str(p.relative_to(folder)) in paths]
-    return [_entry(p, folder) for p in found]
+    names = [(p, str(p.relative_to(folder))) for p in sorted(folder.rglob("*"))]
+    return [_entry(p, folder) for p, name in names if name.startswith(within) and (paths is None or name in paths)]
 
 
 def _entry(path: Path, folder: Path) -> dict:
@@ -64,80 +62,61 @@ def _entry(path: Path, folder: Path) -> dict:
     }
 
 
-def handler_for(repositories: Repositories) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True
+def handler_for(repositories: Repositories) -> type[Handler]:
+    """A server's handler that answers as the hub does for these repositories."""
+    return type("HubHandler", (HubHandler,), {"repositories": repositories})
 
-        def do_GET(self):
-            self.answer(urllib.parse.unquote(self.path.partition("?")[0]))
 
-        do_HEAD = do_POST = do_GET
+class HubHandler(Handler):
+    repositories: Repositories
 
-        def answer(self, path: str) -> None:
-            sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            try:
-                if match := TREE.fullmatch(path):
-                    kind, name, what, revision, within = match.groups()
-                    folder, _ = repositories.find(kind, name, revision)
-                    self.tell(entries(folder, within or "", _asked_paths(sent) if what == "paths-info" else None))
-                elif match := INFORMATION.fullmatch(path):
-                    folder, sha = repositories.find(*match.groups())
-                    siblings = [{"rfilename": e["path"]} for e in entries(folder) if e["type"] == "file"]
-                    self.tell({"id": match[2], "sha": sha, "siblings": siblings, "private": False, "gated": False, "tags": []})
-                elif match := FILE.fullmatch(path):
-                    *repository, name = match.groups()
-                    self.send_file(*repositories.find(*repository), name)
-                else:
-                    raise LookupError("EntryNotFound")
-            except LookupError as missing:
-                self.send_response(404)
-                self.finish_headers({"X-Error-Code": str(missing.args[0]), "X-Error-Message": f"{missing.args[0]}: {path}"}, b"")
-
-        def send_file(self, folder: Path, revision: str, name: str) -> None:
-            path = (folder / name).resolve()
-            if not (path.is_file() and path.is_relative_to(folder.resolve())):
-                raise LookupError("EntryNotFound")
-            data = path.read_bytes()
-            digest = hashlib.sha256(data).hexdigest()
-            headers = {
-                "ETag": f'"{digest}"',
-                "X-Linked-Etag": f'"{digest}"',
-                "X-Linked-Size": str(len(data)),
-                "X-Repo-Commit": revision,
-            }
-            if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-                first, last = int(wanted[1]), min(int(wanted[2] or len(data)), len(data) - 1)
-                headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
-                self.send_response(206)
-                self.finish_headers(headers, data[first : last + 1])
+    def do_GET(self):
+        path, sent = urllib.parse.unquote(self.path.partition("?")[0]), self.received()
+        try:
+            if match := TREE.fullmatch(path):
+                self.send_entries(*match.groups(), sent)
+            elif match := INFORMATION.fullmatch(path):
+                self.send_information(*match.groups())
+            elif match := FILE.fullmatch(path):
+                *repository, name = match.groups()
+                self.send_file(*self.repositories.find(*repository), name)
             else:
-                self.send_response(200)
-                self.finish_headers(headers, data)
+                raise LookupError("EntryNotFound")
+        except LookupError as missing:
+            word = missing.args[0]
+            self.tell(404, headers={"X-Error-Code": word, "X-Error-Message": f"{word}: {path}"})
 
-        def tell(self, what) -> None:
-            self.send_response(200)
-            self.finish_headers({"Content-Type": "application/json"}, json.dumps(what).encode())
+    do_HEAD = do_POST = do_GET
 
-        def finish_headers(self, headers: dict[str, str], data: bytes) -> None:
-            for name, value in (headers | {"Content-Length": str(len(data))}).items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
+    def send_entries(self, kind, name: str, route: str, revision: str, within, sent: bytes) -> None:
+        folder, _ = self.repositories.find(kind, name, revision)
+        self.tell(200, entries(folder, within or "", _requested_paths(sent) if route == "paths-info" else None))
 
-        def log_message(self, *_):
-            pass
+    def send_information(self, kind, name: str, revision) -> None:
+        folder, sha = self.repositories.find(kind, name, revision)
+        siblings = [{"rfilename": e["path"]} for e in entries(folder) if e["type"] == "file"]
+        self.tell(200, {"id": name, "sha": sha, "siblings": siblings, "private": False, "gated": False, "tags": []})
 
-    return Handler
+    def send_file(self, folder: Path, revision: str, name: str) -> None:
+        path = (folder / name).resolve()
+        if not (path.is_file() and path.is_relative_to(folder.resolve())):
+            raise LookupError("EntryNotFound")
+        self.send_data(path.read_bytes(), revision)
+
+    def send_data(self, data: bytes, revision: str) -> None:
+        """A file at its revision, or the range of it that the request names."""
+        digest = hashlib.sha256(data).hexdigest()
+        headers = {"ETag": f'"{digest}"', "X-Linked-Etag": f'"{digest}"', "X-Linked-Size": str(len(data))}
+        headers |= {"X-Repo-Commit": revision}
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            self.tell(206, data[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{len(data)}"})
+        else:
+            self.tell(200, data, headers)
 
 
-def _asked_paths(sent: bytes) -> list[str]:
+def _requested_paths(sent: bytes) -> list[str]:
     """The paths of a paths-info request, which comes as JSON or as a form."""
     text = sent.decode()
-    asked = json.loads(text)["paths"] if text.startswith("{") else urllib.parse.parse_qs(text).get("paths", [])
-    return [asked] if isinstance(asked, str) else asked
-
-
-def open_hub(repositories: Repositories) -> ThreadingHTTPServer:
-    return ThreadingHTTPServer(("127.0.0.1", 0), handler_for(repositories))
+    paths = json.loads(text)["paths"] if text.startswith("{") else urllib.parse.parse_qs(text).get("paths", [])
+    return [paths] if isinstance(paths, str) else paths
