@@ -1,4 +1,4 @@
-"""Pin the environment anew: `make lock`. Needs uv; what it resolves for stands in pyproject.toml, [tool.uv].
+"""Pin the environment again: `make lock`. Needs uv; what it resolves for is in the pyproject.toml beside this.
 
 Writes lock.txt (hashed, without torch, for Python 3.11 to 3.13 on Linux and macOS, with markers) and constraints.txt (the same
 pins, unhashed, for conda and for one-command installs). Neither holds an address of any index. Pins that still fit stay as they
@@ -25,18 +25,18 @@ EVERYWHERE = re.compile(rf" ; {BOUND} and {SYSTEMS}|{BOUND} and | and {SYSTEMS}"
 def compile_pins() -> str:
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--fork-strategy", "fewest", "--python-version", PYTHON]
     command += ["--no-header", "--no-annotate", "--no-strip-extras", "--generate-hashes", "--no-emit-package", "torch"]
-    command += ["requirements/torch.txt", "requirements/base.in"]
+    command += ["torch.txt", "base.in"]
     # without their markers: those would split the resolution into machines that torch has no wheel for
     kept = "" if os.environ.get("UPGRADE") == "yes" else re.sub(" ; .*", "", (HERE / "constraints.txt").read_text())
     command += ["--constraints", "-"]
-    result = subprocess.run(command, cwd=HERE.parent, check=True, capture_output=True, text=True, input=kept)
+    result = subprocess.run(command, cwd=HERE, check=True, capture_output=True, text=True, input=kept)
     return EVERYWHERE.sub("", result.stdout)
 
 
 def main() -> int:
     lock = compile_pins()
     if found := FORBIDDEN.search(lock):
-        print(f"not written: {found[0]!r} in the lock; look at [tool.uv] in pyproject.toml", file=sys.stderr)
+        print(f"not written: {found[0]!r} in the lock; look at requirements/pyproject.toml", file=sys.stderr)
         return 1
     pins = [line.removesuffix(" \\") for line in lock.splitlines() if re.match("[a-z]", line)]
     (HERE / "lock.txt").write_text(lock)

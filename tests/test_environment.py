@@ -1,4 +1,5 @@
 import re
+import tomllib
 
 import yaml
 from packaging.requirements import Requirement
@@ -62,3 +63,10 @@ def test_what_is_installed_is_what_is_locked():
     for name in ("transformers", "trl", "peft", "bitsandbytes", "datasets", "papermill", "nbval", "openai", "lm-eval"):
         assert Version(version(name)) == locked[name]
     assert Version(version("torch")).base_version == (REQUIREMENTS / "torch.txt").read_text().strip().split("==")[1]
+
+
+def test_uv_installs_torch_with_all_that_torch_asks_for():
+    """What the lock is resolved with says that torch needs no CUDA libraries; read at installation, torch would not load."""
+    assert "uv" not in tomllib.loads((CODE / "pyproject.toml").read_text())["tool"]
+    metadata = tomllib.loads((CODE / "requirements" / "pyproject.toml").read_text())["tool"]["uv"]["dependency-metadata"]
+    assert [package["name"] for package in metadata] == ["torch"]
