@@ -231,6 +231,12 @@ def test_a_row_whose_metric_is_gone_is_one_clear_line():
         expected_table({}, {}, [])
 
 
+def test_the_readmes_table_names_the_confidence_of_its_intervals():
+    numbers = {"before": 0.1, "after": 0.4, "difference": 0.3, "low": 0.2, "high": 0.4}
+    table = pages.results_table([{"claim": "It answers", "test": "found", "n": 9, "verdict": "shown"} | numbers], confidence=0.9)
+    assert "90 %" in table and "+0.30 [+0.20, +0.40]" in table and "95" not in table
+
+
 def test_a_table_is_put_between_its_marks_and_nowhere_else(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n")
