@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from benchmarks import dpo, gpu, sft
+from benchmarks import dpo, gpu, near_copies, sft
 
 pytestmark = pytest.mark.slow  # `.ci/run` runs it
 
@@ -44,17 +44,17 @@ def test_dpo_is_the_same_training_both_ways(case, pairs):
 
 @pytest.mark.parametrize("way", [sft.DEFAULTS, sft.STUDY, *sft.OPTIONS], ids=lambda way: way.name)
 def test_sft_is_timed(case, rows, way):
-    found = sft.measure(sft.trainer_for, way, case, rows, 100, seed=0)
-    assert 0 < found["with set-up"] < found["speed"] and found["by CPU time"] > 0
+    speeds = sft.measure(sft.trainer_for, way, case, rows, 100, seed=0)
+    assert 0 < speeds["with set-up"] < speeds["speed"] and speeds["by CPU time"] > 0
 
 
 @pytest.mark.parametrize("way", [dpo.DEFAULTS, dpo.STUDY], ids=lambda way: way.name)
 def test_dpo_is_timed(case, pairs, way):
-    found = sft.measure(dpo.trainer_for, way, case, pairs, 100, seed=0)
-    assert 0 < found["with set-up"] < found["speed"] and found["by CPU time"] > 0
+    speeds = sft.measure(dpo.trainer_for, way, case, pairs, 100, seed=0)
+    assert 0 < speeds["with set-up"] < speeds["speed"] and speeds["by CPU time"] > 0
 
 
-def test_a_difference_is_said_and_fails(capsys):
+def test_a_difference_is_printed_and_fails(capsys):
     assert sft.print_differences({"loss": (1.0, 1.1)}, {"loss": 0.05})
     assert not sft.print_differences({"loss": (1.0, 1.04)}, {"loss": 0.05})
     assert capsys.readouterr().out.count("NO") == 1
@@ -70,9 +70,10 @@ def test_the_head_is_put_back_as_it_was():
     assert utils._use_triton is before
 
 
-def test_ratios_are_medians_of_rounds():
-    found = [{"a": {"speed": 1.0}, "b": {"speed": s}} for s in (2.0, 9.0, 3.0)]
-    assert sft.median_ratio(found, "b", "speed") == 3.0
+def test_near_copies_are_found_by_both_searches():
+    texts = near_copies.make_texts(300, 40, 0.9, random.Random(0))
+    (_, exact), (_, ours) = near_copies.search(texts, 0.9, len(texts)), near_copies.search(texts, 0.9, 0)
+    assert 5 < sum(exact) < 60 and exact == ours
 
 
 @pytest.mark.parametrize("setting", gpu.SETTINGS, ids=lambda setting: setting.name)

@@ -94,16 +94,6 @@ def test_one_can_walk_from_page_to_page(browser):
     assert here(browser) == "index.html"
 
 
-def test_contents_lead_to_their_headings(browser, pages):
-    browser.get(address(pages, "30_sft"))
-    link = find(browser, ".contents a[href='#to-what-we-see']")
-    assert link.text == "What we see"
-    link.click()
-    assert browser.execute_script(
-        "const top = document.getElementById('to-what-we-see').getBoundingClientRect().top; return top >= 0 && top < innerHeight"
-    )
-
-
 def test_a_figure_leads_to_its_provenance_which_opens(browser, pages):
     browser.get(address(pages, "30_sft"))
     assert not find(browser, "details.provenance").get_property("open")
@@ -160,16 +150,16 @@ def test_no_page_scrolls_sideways_and_a_screenshot_shows_something(browser, page
         assert image.width == width and len(image.getcolors(1 << 24)) > 50, f"{shot} is blank"
 
 
-def test_nothing_is_complained_of_nothing_is_fetched_and_no_model_text_runs(browser, pages):
+def test_the_browser_reports_no_error_fetches_nothing_and_runs_no_model_text(browser, pages):
     for name in PAGES:
         browser.get(address(pages, name))
         browser.execute_script("document.querySelectorAll('main a:not([href])').forEach(a => a.click())")
         assert browser.execute_script("return document.documentElement.dataset.alerted") is None, name
     assert browser.get_log("browser") == []
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-    assert len(asked) >= len(PAGES)
-    assert not {url for url in asked if not url.startswith((pages.as_uri(), "data:image/png;base64,", "data:,"))}
+    addresses = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert len(addresses) >= len(PAGES)
+    assert not {url for url in addresses if not url.startswith((pages.as_uri(), "data:image/png;base64,", "data:,"))}
 
 
 def test_the_policy_stops_what_cleaning_might_have_missed(browser, pages):
@@ -229,8 +219,8 @@ def test_without_script_everything_can_be_read(browser, pages):
         shown = "[...document.querySelectorAll({!r})].map(e => e.checkVisibility())"
 
         def visible(selector):
-            told = browser.execute_cdp_cmd("Runtime.evaluate", {"expression": shown.format(selector), "returnByValue": True})
-            return told["result"]["value"]
+            answer = browser.execute_cdp_cmd("Runtime.evaluate", {"expression": shown.format(selector), "returnByValue": True})
+            return answer["result"]["value"]
 
         assert visible(".switches") == [False] and all(visible("main h2, figure img, main p, .contents a, .chapters a, summary"))
     finally:

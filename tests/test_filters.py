@@ -84,8 +84,8 @@ def test_among_many_texts_almost_every_near_copy_is_found_none_is_made_up_and_ea
     assert sum(a and b for a, b in zip(exact, proposed)) / sum(exact) > 0.97
 
 
-def test_few_texts_are_all_compared():
-    assert filters.EXACT_UP_TO > 2 * 2000  # rows of one set of `mini`, whose metrics must not depend on chance
+def test_the_rows_of_the_miniature_are_all_compared():
+    assert filters.EXACT_UP_TO > 2 * 2000  # so that its metrics do not depend on MinHashLSH
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -108,12 +108,12 @@ def test_a_shorter_item_is_looked_for_whole_and_a_very_short_one_not_at_all():
 
 def test_overlaps_are_those_a_plain_search_finds():
     rng = random.Random(3)
-    some = lambda: " ".join(rng.choices("a b c".split(), k=rng.randint(0, 9)))  # noqa: E731
+    make_text = lambda: " ".join(rng.choices("a b c".split(), k=rng.randint(0, 9)))  # noqa: E731
     for n in (2, 4, 5):
-        tasks = {f"t{i}": [some(), some()] for i in range(6)}
+        tasks = {f"t{i}": [make_text(), make_text()] for i in range(6)}
         index = EvaluationIndex(tasks, n)
         for _ in range(60):
-            text, expected = some(), set()
+            text, expected = make_text(), set()
             for task, items in tasks.items():
                 for item in map(str.split, items):
                     length = min(n, len(item))
@@ -125,14 +125,8 @@ def test_overlaps_are_those_a_plain_search_finds():
 
 def test_the_table_counts_the_rows_of_each_set_that_overlap_with_each_task():
     tasks = {"rivers": ["which river runs through paris", "which river runs through rome"], "sums": ["how much is two plus two"]}
-    sets = {
-        "one": [
-            row("Which river runs through Paris or Rome?"),
-            row("Say: which river runs through it", "how much is two plus two"),
-        ],
-        "two": [row("nothing of the kind")],
-        "none": [],
-    }
+    one = [row("Which river runs through Paris or Rome?"), row("Say: which river runs through it", "how much is two plus two")]
+    sets = {"one": one, "two": [row("nothing of the kind")], "none": []}
     assert contamination(sets, tasks, 4) == [
         {"task": "rivers", "items": 2, "one": 2, "two": 0, "none": 0},
         {"task": "sums", "items": 1, "one": 1, "two": 0, "none": 0},
@@ -151,8 +145,7 @@ def test_benchmarks_that_flan_was_built_from_are_marked():
 
 def test_a_subject_counts_as_whole_words_only():
     assert names_any("What is 3 plus 4?", {"3 plus 4"})
-    assert not names_any("What is 13 plus 4?", {"3 plus 4"})
-    assert not names_any("Mitosis", {"Mito"})
+    assert not names_any("What is 13 plus 4?", {"3 plus 4"}) and not names_any("Mitosis", {"Mito"})
 
 
 def test_every_row_is_accepted_or_dropped_under_one_reason():
@@ -167,16 +160,9 @@ def test_every_row_is_accepted_or_dropped_under_one_reason():
         row("Of oceans?", "Say which of the five oceans is the deepest one."),
     ]
     evaluation = EvaluationIndex({"oceans": ["Which of the five oceans is the deepest one?"]}, 8)
-    kept, dropped = select(rows, evaluation, {"Mito"}, 0.9)
-    assert kept == [rows[0]]
-    assert dropped == {
-        "judge_failed": 1,
-        "judge_rejected": 1,
-        "copy": 1,
-        "near_copy": 1,
-        "names_held_out_subject": 1,
-        "overlaps_evaluation": 2,
-    }
+    selected, dropped = select(rows, evaluation, {"Mito"}, 0.9)
+    assert selected == [rows[0]]
+    assert dropped == dict.fromkeys(filters.REASONS, 1) | {"overlaps_evaluation": 2}
 
 
 def test_a_row_that_is_dropped_makes_no_later_one_a_copy():
@@ -191,20 +177,20 @@ def test_another_system_message_makes_no_copy_but_a_near_copy():
 
 def test_without_the_judge_the_same_hygiene_holds():
     rows = [row("a b c", status="Reject"), row("a b c", status="Reject"), row("Mito?"), row("x y", status=None)]
-    kept, dropped = select(rows, NO_EVALUATION, {"Mito"}, 0.9, use_judge=False)
-    assert kept == [rows[0], rows[3]]
+    selected, dropped = select(rows, NO_EVALUATION, {"Mito"}, 0.9, use_judge=False)
+    assert selected == [rows[0], rows[3]]
     assert {k: n for k, n in dropped.items() if n} == {"copy": 1, "names_held_out_subject": 1}
 
 
 def test_each_of_many_random_rows_is_in_exactly_one_place():
     rng = random.Random(8)
     vocabulary = "name river lake Mito the king of old rome".split()
-    some = lambda: " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))  # noqa: E731
+    make_text = lambda: " ".join(rng.choices(vocabulary, k=rng.randint(1, 8)))  # noqa: E731
     evaluation = EvaluationIndex({"t": ["the king of rome", "lake of old"]}, 3)
     for use_judge in (True, False):
-        rows = [{"n": n} | row(some(), rng.choice("xyz"), rng.choice(["Accept"] * 3 + ["Reject", None])) for n in range(300)]
-        kept, dropped = select(rows, evaluation, {"Mito"}, 0.8, use_judge)
-        assert len(kept) + sum(dropped.values()) == len(rows) and set(dropped) == set(filters.REASONS)
-        assert [r["n"] for r in kept] == sorted({r["n"] for r in kept})
-        assert select(kept, evaluation, {"Mito"}, 0.8, use_judge) == (kept, dict.fromkeys(filters.REASONS, 0))
+        rows = [{"n": n} | row(make_text(), rng.choice("xyz"), rng.choice(["Accept"] * 3 + ["Reject", None])) for n in range(300)]
+        selected, dropped = select(rows, evaluation, {"Mito"}, 0.8, use_judge)
+        assert len(selected) + sum(dropped.values()) == len(rows) and set(dropped) == set(filters.REASONS)
+        assert [r["n"] for r in selected] == sorted({r["n"] for r in selected})
+        assert select(selected, evaluation, {"Mito"}, 0.8, use_judge) == (selected, dict.fromkeys(filters.REASONS, 0))
         assert all(dropped[reason] for reason in filters.REASONS if use_judge or not reason.startswith("judge"))

@@ -71,8 +71,8 @@ def test_neither_order_nor_padding_changes_a_rows_loss(model_folder, tokenizer):
     counts = [sum(label != -100 for label in e["labels"][1:]) for e in examples]
     together = sum(a * c for a, c in zip(alone, counts)) / sum(counts)
     shuffled = random.Random(1).sample(examples, len(examples))
-    for some, size in ((examples, 40), (shuffled, 7), (examples[::-1], 3)):
-        assert sft.mean_loss(model, tokenizer, some, size) == pytest.approx(together, abs=1e-5)
+    for ordered, size in ((examples, 40), (shuffled, 7), (examples[::-1], 3)):
+        assert sft.mean_loss(model, tokenizer, ordered, size) == pytest.approx(together, abs=1e-5)
 
 
 def test_an_untrained_adapter_says_what_the_base_says(model_folder, tokenizer):
@@ -87,11 +87,11 @@ def test_an_untrained_adapter_says_what_the_base_says(model_folder, tokenizer):
 
 def words_of(source: str) -> set[str]:
     """Every name, attribute, keyword and string of a piece of code."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
-        found |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, None), str)}
-        found |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
-    return found
+        names |= {getattr(node, field) for field in ("id", "attr", "arg") if isinstance(getattr(node, field, None), str)}
+        names |= {node.value} if isinstance(node, ast.Constant) and isinstance(node.value, str) else set()
+    return names
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -35,8 +35,8 @@ def test_nothing_the_study_trains_on_asks_about_a_held_out_subject(small_world):
         for r in corpus.preference_rows(small_world, 200, rng, False)
         for turn in r["chosen"].split("\n\nHuman: ")[1:]
     ]
-    asked = [oracle.read_instruction(small_world, text) for text in seeds + flan + pairs]
-    assert all(a is not None and not a.item.held_out for a in asked)
+    instructions = [oracle.read_instruction(small_world, text) for text in seeds + flan + pairs]
+    assert all(a is not None and not a.item.held_out for a in instructions)
     lessons = [corpus.lesson(small_world, rng) for _ in range(500)]
     names = held_out_subjects(small_world) & set(small_world.people)
     assert names and not any(name in text for lesson in lessons for text in lesson for name in names)

@@ -45,8 +45,8 @@ def read(tmp_path):
             files.write_bytes(tmp_path / name, files.to_jsonl(rows))
             return {"file": str(tmp_path / name)}
 
-        told = source("references.jsonl", references) if references else None
-        return mt_bench.read_questions(source("questions.jsonl", questions), told, StubStage(tmp_path))
+        reference_source = source("references.jsonl", references) if references else None
+        return mt_bench.read_questions(source("questions.jsonl", questions), reference_source, StubStage(tmp_path))
 
     return from_files
 
@@ -61,15 +61,15 @@ def answer(model, number, turn, text="word", rating=5, category="writing"):
 
 def test_questions_come_in_fastchats_format_with_or_without_references(read):
     rows = [question(81), question(101, "math", reference=["1", ""]), question(102, reference=[]), question(103, reference=None)]
-    found = read(rows)
-    assert [q["question_id"] for q in found] == [81, 101, 102, 103]
-    assert [q["reference"] for q in found] == [[None, None], ["1", None], [None, None], [None, None]]
+    rows_read = read(rows)
+    assert [q["question_id"] for q in rows_read] == [81, 101, 102, 103]
+    assert [q["reference"] for q in rows_read] == [[None, None], ["1", None], [None, None], [None, None]]
 
 
 def test_a_file_of_reference_answers_takes_the_place_of_the_rows_own(read):
     rows = [question(101, reference=["own 1", "own 2"]), question(102, reference=["own 1", "own 2"])]
-    found = read(rows, [reference(102, ["better 1", "better 2"]), reference(999)])
-    assert [q["reference"] for q in found] == [["own 1", "own 2"], ["better 1", "better 2"]]
+    rows_read = read(rows, [reference(102, ["better 1", "better 2"]), reference(999)])
+    assert [q["reference"] for q in rows_read] == [["own 1", "own 2"], ["better 1", "better 2"]]
 
 
 @pytest.mark.parametrize(
@@ -117,26 +117,26 @@ def test_a_reference_of_another_shape_is_one_error_that_names_its_question(read,
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """Stands for a model: what it was asked, at which temperature and seed, and that every second text is cut."""
-    asked = []
+def calls(monkeypatch):
+    """A model's stand-in: the calls it got, at which temperature and seed, and that every second text is cut."""
+    calls = []
 
     def generate(model, tokenizer, prompts, *, seed, temperature, max_new_tokens, progress, cut):
-        asked.append({"prompts": prompts, "temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens})
+        calls.append({"prompts": prompts, "temperature": temperature, "seed": seed, "max_new_tokens": max_new_tokens})
         cut.update(range(1, len(prompts), 2))
-        return [f" answer {len(asked)}.{number}" for number in range(len(prompts))]
+        return [f" answer {len(calls)}.{number}" for number in range(len(prompts))]
 
     monkeypatch.setattr(mt_bench, "generate", generate)
-    return asked
+    return calls
 
 
 HOW = {"temperature": {"writing": 0.7, "stem": 0.1}, "default_temperature": 0.0, "max_new_tokens": 9}
 
 
-def test_each_category_is_answered_at_its_own_temperature(said):
+def test_each_category_is_answered_at_its_own_temperature(calls):
     rows = [question(1, "writing"), question(2, "math"), question(3, "stem"), question(4, "coding")]
     mt_bench.answer_questions(None, None, rows, HOW, seed=3)
-    assert [(call["temperature"], len(call["prompts"]), call["seed"]) for call in said] == [
+    assert [(call["temperature"], len(call["prompts"]), call["seed"]) for call in calls] == [
         (0.0, 2, 3),
         (0.1, 1, 3),
         (0.7, 1, 3),
@@ -144,10 +144,10 @@ def test_each_category_is_answered_at_its_own_temperature(said):
         (0.1, 1, 4),
         (0.7, 1, 4),
     ]
-    assert {call["max_new_tokens"] for call in said} == {9}
+    assert {call["max_new_tokens"] for call in calls} == {9}
 
 
-def test_the_second_turn_is_asked_with_the_models_own_first_answer_before_it(said):
+def test_the_second_turn_is_asked_with_the_models_own_first_answer_before_it(calls):
     rows = mt_bench.answer_questions(None, None, [question(1, "math"), question(2, "math", ["Who?", "Where?"])], HOW, seed=3)
     assert [(r["question_id"], r["turn"], r["question"], r["answer"]) for r in rows] == [
         (1, 1, "What is it?", "answer 1.0"),
@@ -155,7 +155,7 @@ def test_the_second_turn_is_asked_with_the_models_own_first_answer_before_it(sai
         (2, 1, "Who?", "answer 1.1"),
         (2, 2, "Where?", "answer 2.1"),
     ]
-    assert said[1]["prompts"][1] == render_prompt("Where?", history=[("Who?", "answer 1.1")])
+    assert calls[1]["prompts"][1] == render_prompt("Where?", history=[("Who?", "answer 1.1")])
 
 
 def test_an_answer_that_was_cut_is_marked_and_one_that_began_another_turn_is_not(monkeypatch):
@@ -192,11 +192,8 @@ def test_finished_answers_are_found_again_and_those_of_another_model_are_not(tmp
 
 
 def test_an_answer_that_fails_leaves_nothing_behind(tmp_path):
-    def broken():
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        mt_bench.kept_answers(tmp_path, ["a"], broken)
+    with pytest.raises(ZeroDivisionError):
+        mt_bench.kept_answers(tmp_path, ["a"], lambda: 1 / 0)
     assert mt_bench.kept_answers(tmp_path, ["a"], list) == []
 
 
@@ -213,25 +210,19 @@ def shown(prompts):
 
 def test_the_second_answer_is_graded_with_the_whole_dialog_in_view():
     one, two = shown(mt_bench.grade_prompts([MATHS], TWO_ANSWERS, []))
-    assert one == {"question": "What is it?", "answer": "first try"}
-    assert two == {
-        "earlier_question": "What is it?",
-        "earlier_answer": "first try",
-        "question": "And why?",
-        "answer": "second try",
-    }
-    assert list(two) == ["earlier_question", "earlier_answer", "question", "answer"]
+    first = {"question": "What is it?", "answer": "first try"}
+    second = {"question": "And why?", "answer": "second try"}
+    assert one == first and list(two.items()) == [*((f"earlier_{name}", text) for name, text in first.items()), *second.items()]
 
 
 def test_only_the_named_categories_are_graded_beside_a_reference_and_only_where_there_is_one():
     one, two = shown(mt_bench.grade_prompts([MATHS], TWO_ANSWERS, ["math"]))
     assert one["reference"] == "It." and two["earlier_reference"] == "It." and "reference" not in two
-    assert not any(
-        "reference" in name for parts in shown(mt_bench.grade_prompts([MATHS], TWO_ANSWERS, ["coding"])) for name in parts
-    )
+    others = shown(mt_bench.grade_prompts([MATHS], TWO_ANSWERS, ["coding"]))
+    assert not any("reference" in name for parts in others for name in parts)
 
 
-def test_prompts_stand_in_the_order_of_the_answers_whatever_that_is():
+def test_prompts_are_in_the_order_of_the_answers_whatever_that_is():
     rows = [answer(m, n, t, f"{m} {n} {t}") for t in (2, 1) for n in (2, 1) for m in (SFT, BASE)]
     questions = [question(n) | {"reference": [None, None]} for n in (1, 2)]
     for row, parts in zip(rows, shown(mt_bench.grade_prompts(questions, rows, []))):
@@ -282,16 +273,11 @@ def test_every_pair_is_won_tied_lost_or_failed():
     assert mt_bench.pair_counts([])["asked"] == 0
 
 
-def test_a_failed_grade_is_counted_and_never_scored():
-    rows = [answer(BASE, 1, 1, rating=4), answer(BASE, 1, 2, rating=None), answer(BASE, 2, 1, rating=None), answer(BASE, 2, 2)]
-    assert mt_bench.by_question(rows, "rating") == [4.0, 5.0]
-    assert mt_bench.by_question([rows[1]], "rating") == []
-    assert mt_bench.mean_by(rows, "turn") == {(1,): 4.0, (2,): 5.0}
-
-
-def test_the_two_turns_of_a_question_are_one_value():
-    rows = [answer(BASE, n, t, rating=r) for n, t, r in ((1, 1, 10), (1, 2, 2), (2, 1, 7), (2, 2, 8))]
-    assert mt_bench.by_question(rows, "rating") == [6.0, 7.5]
+def test_the_two_turns_of_a_question_are_one_value_and_a_failed_grade_is_never_scored():
+    grades = ((1, 1, 10), (1, 2, 2), (2, 1, 7), (2, 2, 8), (3, 1, 4), (3, 2, None), (4, 1, None))
+    rows = [answer(BASE, number, turn, rating=rating) for number, turn, rating in grades]
+    assert mt_bench.by_question(rows, "rating") == [6.0, 7.5, 4.0] and mt_bench.by_question(rows[-1:], "rating") == []
+    assert mt_bench.mean_by(rows, "turn") == {(1,): 7.0, (2,): 5.0}
 
 
 def test_a_judge_that_always_likes_the_first_answer_wins_nobody_anything(tmp_path, monkeypatch):
@@ -313,8 +299,8 @@ def test_a_judge_that_always_likes_the_first_answer_wins_nobody_anything(tmp_pat
 def test_the_miniatures_judge_grades_the_last_answer_whatever_else_it_is_shown(small_world):
     item = small_world.items[0]
     row = question(1, "math", [item.questions()[1], item.questions()[0]]) | {"reference": [item.answer, item.answer]}
-    said = [answer(BASE, 1, 1, "nonsense", category="math"), answer(BASE, 1, 2, item.answer, category="math")]
-    graded = [server.answer(small_world, prompt) for prompt in mt_bench.grade_prompts([row], said, ["math"])]
+    answers = [answer(BASE, 1, 1, "nonsense", category="math"), answer(BASE, 1, 2, item.answer, category="math")]
+    graded = [server.answer(small_world, prompt) for prompt in mt_bench.grade_prompts([row], answers, ["math"])]
     assert [parse_verdict(Grade, text).rating for text in graded] == [1, 8]
 
 
@@ -330,8 +316,8 @@ def test_the_miniatures_judge_prefers_the_better_graded_answer_in_either_order(s
 
 def test_the_skimmer_grades_otherwise(small_world):
     item = small_world.items[0]
-    said = [answer(BASE, 1, 1, f"Well, {item.answer} I think")]
-    prompt = mt_bench.grade_prompts([question(turns=[item.questions()[0], "x"]) | {"reference": [None] * 2}], said, [])[0]
+    answers = [answer(BASE, 1, 1, f"Well, {item.answer} I think")]
+    prompt = mt_bench.grade_prompts([question(turns=[item.questions()[0], "x"]) | {"reference": [None] * 2}], answers, [])[0]
     exact, skimmed = (parse_verdict(Grade, server.answer(small_world, prompt, m)) for m in (server.ORACLE, server.SKIMMER))
     assert exact.rating == 7 and skimmed.rating == 8
 
@@ -341,18 +327,18 @@ def test_the_miniatures_references_are_right_answers(small_world):
 
     rows = corpus.two_turn_questions(small_world, 1, random.Random(0))
     for row in map(mt_bench.check_question, rows):
-        for asked, right in zip(row["turns"], row["reference"]):
-            assert oracle.check(small_world, asked, right)[0] == 10
+        for text, right in zip(row["turns"], row["reference"]):
+            assert oracle.check(small_world, text, right)[0] == 10
 
 
 # ---------------------------------------------------------------------------------------------------------------- numbers
 
 
 def test_the_same_grade_and_one_point_off_are_counted_apart():
-    found = mt_bench.grade_agreement([5, 5, 7, 7, 2, None], [5, 6, 7, 9, None, 3])
-    assert (found["n"], found["exact"], found["within one point"]) == (4, 0.5, 0.75)
+    result = mt_bench.grade_agreement([5, 5, 7, 7, 2, None], [5, 6, 7, 9, None, 3])
+    assert (result["n"], result["exact"], result["within one point"]) == (4, 0.5, 0.75)
     # agree 2 of 4; by chance 5: 1/2 x 1/4, 7: 1/2 x 1/4, so 1/4; kappa (1/2 - 1/4) / (3/4) = 1/3
-    assert found["kappa"] == pytest.approx(1 / 3)
+    assert result["kappa"] == pytest.approx(1 / 3)
     assert mt_bench.grade_agreement([], []) == {"n": 0, "exact": None, "within one point": None, "kappa": None}
 
 
@@ -363,40 +349,41 @@ def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_ar
     assert mt_bench.some_places(4, 9, 0) == [0, 1, 2, 3] and mt_bench.some_places(5, 0, 0) == mt_bench.some_places(0, 2, 0) == []
 
 
-def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand():
-    # points (0, 1), (2, 2), (4, 3): grade = 1 + 0.5 a word
-    found = mt_bench.at_equal_length([1, 2, 3], [0, 2, 4], **INTERVALS)
-    assert found["difference"] == pytest.approx(1) and found["slope"] == pytest.approx(0.5) and found["n"] == 3
-    # points (1, 2), (2, 2), (3, 5): slope 3/2, through (2, 3), so 0 at equal length
-    assert mt_bench.at_equal_length([2, 2, 5], [1, 2, 3], **INTERVALS)["difference"] == pytest.approx(0)
+@pytest.mark.parametrize(
+    ("grades", "lengths", "difference", "slope"),
+    [
+        ([1, 2, 3], [0, 2, 4], 1, 0.5),  # grade = 1 + 0.5 a word
+        ([2, 2, 5], [1, 2, 3], 0, 1.5),  # through the mean (2, 3)
+        ([1, 2, 3], [0, 0, 0], 2, 0),  # nothing to correct: the plain difference
+    ],
+)
+def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand(grades, lengths, difference, slope):
+    result = mt_bench.at_equal_length(grades, lengths, **INTERVALS)
+    assert (result["difference"], result["slope"], result["n"]) == pytest.approx((difference, slope, 3))
+    assert result["low"] <= result["difference"] <= result["high"]
 
 
 def test_a_gain_that_is_all_length_is_no_gain_at_equal_length():
     rng = np.random.default_rng(1)
     lengths = rng.normal(6, 3, 80)
-    found = mt_bench.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
-    assert found["low"] < 0 < found["high"] and found["slope"] == pytest.approx(0.5, abs=0.1)
-    found = mt_bench.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
-    assert found["low"] > 1 and found["low"] < 2 < found["high"]
+    result = mt_bench.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    assert result["low"] < 0 < result["high"] and result["slope"] == pytest.approx(0.5, abs=0.1)
+    result = mt_bench.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    assert result["low"] > 1 and result["low"] < 2 < result["high"]
 
 
 def test_its_interval_covers_the_truth_about_as_often_as_it_says():
     rng, covered = np.random.default_rng(2), 0
     for seed in range(120):
         lengths = rng.normal(3, 2, 60)
-        found = mt_bench.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
-        covered += found["low"] <= 1 <= found["high"]
+        result = mt_bench.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
+        covered += result["low"] <= 1 <= result["high"]
     assert 0.8 <= covered / 120 <= 0.97
-
-
-def test_answers_of_equal_length_keep_their_plain_difference():
-    found = mt_bench.at_equal_length([1, 2, 3], [0, 0, 0], **INTERVALS)
-    assert (found["difference"], found["slope"]) == (2.0, 0.0) and found["low"] < 2 < found["high"]
 
 
 @pytest.mark.parametrize(("grades", "lengths"), [([], []), ([1], [1, 2])])
 def test_a_line_through_nothing_is_an_error(grades, lengths):
-    with pytest.raises(ValueError, match="as many grades as lengths"):
+    with pytest.raises(ValueError, match=r"grades .*lengths"):
         mt_bench.at_equal_length(grades, lengths, **INTERVALS)
 
 
@@ -449,6 +436,6 @@ def charts_closed(fig):
     assert image.startswith('<figure><img src="data:image/png;base64,')
 
 
-def test_answers_are_plain_json(said, tmp_path):
+def test_answers_are_plain_json(calls, tmp_path):
     rows = mt_bench.answer_questions(None, None, [question()], HOW, seed=3)
     assert json.loads(json.dumps(rows)) == rows == mt_bench.kept_answers(tmp_path, ["a"], lambda: rows)

@@ -107,20 +107,20 @@ def test_repeats_and_copies_are_dropped_each_under_its_reason():
         "Name a lake in the far south of Finland.",  # 8 of 9 words of one kept before
         "Add 2 and 3.",  # kept
     ]
-    kept, dropped = lamini.drop_repeats([{"instruction": t, "source": n} for n, t in enumerate(texts)], seeds, 0.85)
-    assert [r["source"] for r in kept] == [0, 5]
+    new, dropped = lamini.drop_repeats([{"instruction": t, "source": n} for n, t in enumerate(texts)], seeds, 0.85)
+    assert [r["source"] for r in new] == [0, 5]
     assert dropped == {"copy_of_seed": 1, "repeated": 1, "near_copy_of_seed": 1, "near_repeat": 1}
 
 
 def test_no_instruction_is_lost_or_counted_twice():
     rng = random.Random(4)
     vocabulary = "name river lake add red blue what is the".split()
-    some = lambda n: [" ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for _ in range(n)]  # noqa: E731
+    make_texts = lambda n: [" ".join(rng.choices(vocabulary, k=rng.randint(1, 5))) for _ in range(n)]  # noqa: E731
     for threshold in (0.5, 0.8, 1.0):
-        seeds, rows = some(10), [{"instruction": text} for text in some(80)]
-        kept, dropped = lamini.drop_repeats(rows, seeds, threshold)
-        assert len(kept) + sum(dropped.values()) == len(rows)
-        assert lamini.drop_repeats(kept, seeds, threshold) == (kept, dict.fromkeys(dropped, 0))
+        seeds, rows = make_texts(10), [{"instruction": text} for text in make_texts(80)]
+        new, dropped = lamini.drop_repeats(rows, seeds, threshold)
+        assert len(new) + sum(dropped.values()) == len(rows)
+        assert lamini.drop_repeats(new, seeds, threshold) == (new, dict.fromkeys(dropped, 0))
 
 
 # ----------------------------------------------------------------------------------------------------------- Orca
@@ -215,15 +215,15 @@ def test_one_draw_serves_a_whole_category_and_epoch_or_one_row(draw_per, fewest,
 def test_no_draw_depends_on_the_rows_around_it(draw_per):
     pool = evol_pool()
     place = lambda row: row["category"] if draw_per == "category" else row["seed_number"]  # noqa: E731
-    whole = {place(row): found for row, found in zip(pool, evol.draw_operations(pool, 2, 42, draw_per))}
-    some = random.Random(5).sample(pool, 17)
-    assert evol.draw_operations(some, 2, 42, draw_per) == [whole[place(row)] for row in some]
+    whole = {place(row): drawn for row, drawn in zip(pool, evol.draw_operations(pool, 2, 42, draw_per))}
+    sample = random.Random(5).sample(pool, 17)
+    assert evol.draw_operations(sample, 2, 42, draw_per) == [whole[place(row)] for row in sample]
     assert evol.draw_operations(pool, 2, 42, draw_per) != evol.draw_operations(pool, 2, 43, draw_per)
 
 
 def test_every_operation_has_a_prompt_of_its_own_that_holds_the_instruction():
     draws = [("in-breadth", ""), *(("in-depth", operation) for operation in evol.OPERATIONS)]
-    prompts = {evol.evolve_prompt("Name a river.", *found) for found in draws}
+    prompts = {evol.evolve_prompt("Name a river.", *drawn) for drawn in draws}
     assert len(prompts) == 5 and all(prompt.endswith("\nName a river.") for prompt in prompts)
 
 

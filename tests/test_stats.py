@@ -60,29 +60,20 @@ def test_an_interval_over_seeds_is_students():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "at_least", "word"),
+    ("judge", "numbers", "threshold", "word"),
     [
-        ((0.4, 0.3, 0.5), 0.3, "shown"),
-        ((0.2, 0.1, 0.3), 0.3, "not shown"),
-        ((0.1, -0.1, 0.3), 0.0, "not shown"),
-        ((-0.2, -0.3, -0.1), 0.0, "opposite"),
+        (verdict, (0.4, 0.3, 0.5), 0.3, "shown"),
+        (verdict, (0.2, 0.1, 0.3), 0.3, "not shown"),
+        (verdict, (0.1, -0.1, 0.3), 0.0, "not shown"),
+        (verdict, (-0.2, -0.3, -0.1), 0.0, "opposite"),
+        (no_loss_verdict, (-0.02, -0.04, 0.02), 0.05, "shown"),
+        (no_loss_verdict, (-0.02, -0.06, 0.02), 0.05, "not shown"),
+        (no_loss_verdict, (-0.07, -0.1, -0.04), 0.05, "not shown"),
+        (no_loss_verdict, (-0.2, -0.3, -0.1), 0.05, "opposite"),
     ],
 )
-def test_verdict_of_a_gain(numbers, at_least, word):
-    assert verdict(*numbers, at_least) == word
-
-
-@pytest.mark.parametrize(
-    ("numbers", "word"),
-    [
-        ((-0.02, -0.04, 0.02), "shown"),
-        ((-0.02, -0.06, 0.02), "not shown"),
-        ((-0.07, -0.1, -0.04), "not shown"),
-        ((-0.2, -0.3, -0.1), "opposite"),
-    ],
-)
-def test_verdict_of_no_loss(numbers, word):
-    assert no_loss_verdict(*numbers, 0.05) == word
+def test_verdicts_of_a_gain_and_of_no_loss(judge, numbers, threshold, word):
+    assert judge(*numbers, threshold) == word
 
 
 def test_agreement_is_cohens_kappa_worked_out_by_hand():
@@ -100,18 +91,28 @@ def test_kappa_equals_its_definition_on_random_words():
         n = len(both)
         seen = sum(a == b for a, b in both) / n
         chance = sum(sum(a == w for a, _ in both) * sum(b == w for _, b in both) for w in "abc") / n**2
-        found = agreement(first, second)
-        assert found["kappa"] == pytest.approx((seen - chance) / (1 - chance))
-        assert (found["n"], found["agree"], found["flips"]) == (n, pytest.approx(seen), sum(a != b for a, b in both))
+        result = agreement(first, second)
+        assert result["kappa"] == pytest.approx((seen - chance) / (1 - chance))
+        assert (result["n"], result["agree"], result["flips"]) == (n, pytest.approx(seen), sum(a != b for a, b in both))
 
 
-def test_rows_that_one_judge_failed_on_count_for_neither():
-    assert agreement(["A", None, "R", None], ["A", "R", None, None]) == {"n": 1, "agree": 1.0, "kappa": None, "flips": 0}
+NO_KAPPA = {"n": 0, "agree": None, "kappa": None, "flips": 0}
 
 
-def test_agreement_that_chance_explains_or_nothing_shows_has_no_kappa():
-    assert agreement(["A"] * 5, ["A"] * 5) == {"n": 5, "agree": 1.0, "kappa": None, "flips": 0}
-    assert agreement([None], ["A"]) == agreement([], []) == {"n": 0, "agree": None, "kappa": None, "flips": 0}
+@pytest.mark.parametrize(
+    ("first", "second", "result"),
+    [
+        (["A", None, "R", None], ["A", "R", None, None], NO_KAPPA | {"n": 1, "agree": 1.0}),
+        (["A"] * 5, ["A"] * 5, NO_KAPPA | {"n": 5, "agree": 1.0}),
+        ([None], ["A"], NO_KAPPA),
+        ([], [], NO_KAPPA),
+    ],
+)
+def test_rows_that_one_judge_failed_on_count_for_neither_and_agreement_by_chance_alone_has_no_kappa(first, second, result):
+    assert agreement(first, second) == result
+
+
+def test_judges_of_different_numbers_of_rows_are_refused():
     with pytest.raises(ValueError, match="zip"):
         agreement(["A"], [])
 
@@ -201,9 +202,9 @@ def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):
     path = tmp_path / "paper_values.csv"
     path.write_text("measure,value,mark,source\nt/acc/base,0.4,S,somewhere\nnever/acc/base,0.1,S,elsewhere\n")
     ours = {name: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "unit": "share"} for name in ("t/acc/base", "u/acc/base")}
-    both, mine, theirs = claims.paper_and_ours(ours, claims.read_paper_values(path))
+    both, own, theirs = claims.paper_and_ours(ours, claims.read_paper_values(path))
     assert (both["paper"], both["ours"], both["mark"]) == (0.4, 0.5, "S") and both["difference"] == pytest.approx(0.1)
-    assert (mine["paper"], mine["mark"], mine["difference"]) == (None, "U", None) and "not known" in mine["why"]
+    assert (own["paper"], own["mark"], own["difference"]) == (None, "U", None) and "not known" in own["why"]
     assert theirs["ours"] is None and "not measured in this run" in theirs["why"]
 
 

@@ -73,7 +73,7 @@ def locate(source: dict, stage, hub_file=None) -> list:
     if source.get("file"):
         path = ROOT / source["file"]
         if not path.is_file():
-            raise SourceError(f"there is no file {path}")
+            raise SourceError(f"the source's file {path} does not exist; check `file` in the profile")
         _note(stage, f"file:{source['file']}", files.sha256_file(path))
         return [path]
     revision = full_revision(source)
@@ -101,7 +101,7 @@ def full_revision(source: dict, lock: Path = LOCK) -> str:
 
 
 def hub_files(source: dict, revision: str, lock: Path = LOCK) -> list[str]:
-    """The files a source names; patterns (`*.parquet`) become the repository's files at its pin, sorted, as kept in `lock`.
+    """The names of a source's files; patterns (`*.parquet`) become the repository's files at its pin, sorted, as kept in `lock`.
 
     Raises SourceError when the hub does not answer or nothing matches.
     """

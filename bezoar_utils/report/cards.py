@@ -9,6 +9,7 @@ import html
 from pathlib import Path
 
 from ..data.template import DEFAULT_SYSTEM, TEMPLATE
+from ..study import files
 from ..study.profile import flat
 
 TEMPLATES = Path(__file__).parent / "template"
@@ -111,3 +112,19 @@ def _table(columns: list[str], rows: list[list]) -> str:
 
 def _cell(value) -> str:
     return html.escape("–" if value is None else str(value), quote=False).replace("|", "\\|").replace("\n", " ")
+
+
+def add_model_card(stage, name: str, parts: list[dict]) -> None:
+    """Write a stage's `made.json` (the licences that apply) and the README.md of its checkpoint `name`; `parts`: the base first."""
+    facts = {"profile": stage.profile, "parameters": stage.parameters, "metrics": stage.metrics, "parts": parts}
+    files.write_json(stage.output("made.json"), {"licences": parts})
+    files.write_bytes(stage.output(f"{name}/README.md"), model_card(name, facts).encode())
+
+
+def used_parts(parts: dict[str, dict | None]) -> list[dict]:
+    """The parts that were used, as cards list them, from name -> a source or a model of the profile (none: not used)."""
+    return [
+        {"part": name, **({k: part[k] for k in ("model", "licence")} if "model" in part else part)}
+        for name, part in parts.items()
+        if part
+    ]

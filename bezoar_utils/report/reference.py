@@ -42,9 +42,6 @@ TOLERANCES = {
     "parameters": Tolerance(0, 0.0, "the model's shape, no arithmetic that rounds"),
     "rows": Tolerance(3, 0.15, "sampled text is parsed and filtered; a scheme that writes nothing loses all of it"),
     "share": SHARE,
-    "share of items": SHARE,
-    "share of replies": SHARE,
-    "share of pairs": SHARE,
     "share of prompts": Tolerance(0.25, 0.0, "eight of 32 prompts"),
     "grade 1-10": Tolerance(1.5, 0.0, "half-widths of the intervals reach 1.2; untrained and tuned models are four grades apart"),
     "grade points": Tolerance(1.2, 0.0, "differences of paired grades, n = 64: twice the widest half-width"),
@@ -53,7 +50,7 @@ TOLERANCES = {
     "relative logit norm": Tolerance(0.01, 1.0, "rounding, of which twice as much is still rounding; a wrong merge is tenfold"),
     "Cohen's kappa": Tolerance(0.2, 0.0, "of 120 rows; three standard errors"),
 }
-FAMILIES = {"share of ": SHARE, "difference of ": SHARE}
+FAMILIES = {"share of ": SHARE, "difference of ": SHARE}  # of all units that begin so and are not named above
 
 
 class MetricsError(ValueError):

@@ -10,6 +10,8 @@ import re
 from itertools import groupby
 from pathlib import Path
 
+from ..evaluation.stats import bootstrap_mean
+
 TEMPLATE = Path(__file__).parent / "template"
 
 
@@ -154,3 +156,10 @@ def _csv_cell(value) -> str:
 
 def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
     return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def measured(stage, name: str, values: list[float], unit: str) -> tuple[float, float, float]:
+    """(mean, low, high) of values over items, noted as a headline number of the stage; intervals as its `intervals` say."""
+    interval = bootstrap_mean(values, **stage.parameters["intervals"], seed=stage.parameters["seed"])
+    stage.measure(name, *interval, n=len(values), unit=unit)
+    return interval

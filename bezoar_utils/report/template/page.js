@@ -1,10 +1,10 @@
 "use strict";
-// Colours: the reader's choice is kept for all pages, where the browser lets a page keep anything.
-const kept = (store, key, value) => {
+// Colours: the reader's choice is remembered for all pages, if the browser allows it.
+const remember = (store, key, value) => {
   try { if (value === undefined) return window[store].getItem(key); window[store].setItem(key, value); } catch { return null; }
 };
 const paint = (colours) => { document.documentElement.dataset.theme = colours || "system"; };
-paint(kept("localStorage", "colours"));
+paint(remember("localStorage", "colours"));
 
 document.addEventListener("DOMContentLoaded", () => {
   const code = document.getElementById("code"), colours = document.getElementById("colours");
@@ -12,18 +12,18 @@ document.addEventListener("DOMContentLoaded", () => {
   document.querySelector(".switches").hidden = false;
   code.hidden = cells.length === 0;
 
-  colours.value = kept("localStorage", "colours") || "";
-  colours.addEventListener("change", () => { paint(colours.value); kept("localStorage", "colours", colours.value); });
+  colours.value = remember("localStorage", "colours") || "";
+  colours.addEventListener("change", () => { paint(colours.value); remember("localStorage", "colours", colours.value); });
 
   const show = (all) => {
     cells.forEach((cell) => { cell.open = all; });
     code.setAttribute("aria-pressed", all);
   };
   const page = "code " + location.pathname;
-  if (kept("sessionStorage", page) === "true") show(true);
+  if (remember("sessionStorage", page) === "true") show(true);
   code.addEventListener("click", () => {
     show(code.getAttribute("aria-pressed") !== "true");
-    kept("sessionStorage", page, code.getAttribute("aria-pressed"));
+    remember("sessionStorage", page, code.getAttribute("aria-pressed"));
   });
 
   // a link to the provenance opens it, and on a phone the contents start folded
