@@ -296,7 +296,7 @@ def stages_of(profile_name: str, dag: str) -> dict[str, list[str]]:
     reads = {s.split(":")[0]: [r for r in s.split(":")[1].split(",") if r] for s in dag.split()}
     if unknown := [s for s in reads if s not in STAGES]:
         raise StageError(f"--dag names stages that notebooks/stages.csv does not: {', '.join(unknown)}")
-    mine = load_profile(profile_name).stages or list(reads)
+    mine = load_profile(profile_name).chapters()
     return {stage: [r for r in reads[stage] if r in mine] for stage in reads if stage in mine}
 
 

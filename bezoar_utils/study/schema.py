@@ -290,6 +290,10 @@ class Profile(Section):
                 )
         return self
 
+    def chapters(self) -> list[str]:
+        """The stages that this profile runs, in the table's order."""
+        return [stage for stage in STAGES if stage in (self.stages or STAGES)]
+
     def model_roles(self) -> dict[str, Teacher | Judge]:
         """Place -> the teacher, and every judge there is."""
         return {place: role for place in MODEL_ROLES if (role := attrgetter(place)(self))}

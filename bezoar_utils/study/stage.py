@@ -65,7 +65,7 @@ class Stage:
 
     def runs(self, upstream: str) -> bool:
         """Whether this profile runs that stage at all; a chapter may then do without its artifacts."""
-        return upstream in (load_profile(self.profile).stages or STAGES)
+        return upstream in load_profile(self.profile).chapters()
 
     def note_input(self, name: str, sha256: str) -> None:
         """Record what was read from outside the run: `file:<path>` or `hub:<set>@<revision>/<file>`."""
