@@ -342,16 +342,14 @@ class FakeHub(HubHandler):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path, monkeypatch, use_hub):
     """The library, online, with an own cache, talking to a fake hub; `hub.content` is what that has."""
     from huggingface_hub import HfFileSystem, constants
 
     handler = type("Hub", (FakeHub,), {"content": {}, "served": []})
     with local_server.serving(handler) as address:
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+        use_hub(address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         HfFileSystem.clear_instance_cache()
         yield handler
         HfFileSystem.clear_instance_cache()
