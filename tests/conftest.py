@@ -53,3 +53,16 @@ def quantisation():
 @pytest.fixture(scope="session")
 def lora():
     return {"r": 16, "alpha": 16, "dropout": 0.05, "target_modules": ["q_proj", "k_proj", "v_proj"]}
+
+
+@pytest.fixture
+def use_hub(monkeypatch):
+    """`use_hub(address)`: huggingface_hub is online and asks the server at that address."""
+    from huggingface_hub import constants
+
+    def use(address: str) -> None:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+
+    return use

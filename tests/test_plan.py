@@ -1,10 +1,9 @@
 import pytest
-import yaml
 
-from bezoar_utils.planning import plan
+from bezoar_utils.planning import plan, preflight
 from bezoar_utils.run import stages_of
 from bezoar_utils.study import files
-from bezoar_utils.study.profile import PROFILES, load_profile
+from bezoar_utils.study.profile import PROFILES, STAGES, load_profile
 from bezoar_utils.study.stage import StageError
 
 PAID = """extends: mini
@@ -26,28 +25,30 @@ def paid(tmp_path):
     return load_profile("paid", tmp_path)
 
 
-def test_calls_tokens_cost_and_time_are_reckoned_before_anything_is_spent(paid):
+def test_calls_tokens_cost_and_time_are_estimated_before_anything_is_spent(paid):
     teacher, judge = plan.expected_calls(paid)
-    assert (teacher["stage"], teacher["who"], teacher["calls"], teacher["usd"]) == ("10_lamini", "teacher", 10 + 40, 0.0)
+    assert (teacher["stage"], teacher["role"], teacher["calls"], teacher["usd"]) == ("10_lamini", "teacher", 10 + 40, 0.0)
     # 40 instructions and 30 queries are judged, 5 of them twice more
-    assert (judge["who"], judge["calls"], judge["tokens_in"], judge["tokens_out"]) == ("judge", 80, 16_000, 4_000)
+    assert (judge["role"], judge["calls"], judge["tokens_in"], judge["tokens_out"]) == ("judge", 80, 16_000, 4_000)
     assert judge["usd"] == pytest.approx(16_000 * 30e-6 + 4_000 * 60e-6)
     assert judge["worst_usd"] == pytest.approx(16_000 * 30e-6 + 8_000 * 60e-6)
     assert judge["hours"] == pytest.approx(40 / 3600)
 
 
-def test_grades_repeats_and_pairs_in_both_orders_are_reckoned():
+def test_grades_repeats_and_pairs_in_both_orders_are_counted():
     mini = load_profile("mini")
-    judge, second = [row["calls"] for row in plan.expected_calls(mini) if row["stage"] == "61_mt_bench"]
     # 32 questions of two turns: four models' grades, 64 of them again, and two pairs of models in two orders
-    assert judge == 4 * 64 + 64 + 2 * 2 * 64 and second == 64
+    assert bench_calls(mini) == [4 * 64 + 64 + 2 * 2 * 64, 64]
+
+
+def bench_calls(profile):
+    return [row["calls"] for row in plan.expected_calls(profile) if row["stage"] == "61_mt_bench"]
 
 
 def test_no_more_answers_are_graded_again_than_there_are():
     mini = load_profile("mini")
     section = mini.mt_bench.model_copy(update={"pairs": [], "repeat_rows": 10_000, "second_judge": None})
-    rows = [r for r in plan.expected_calls(mini.model_copy(update={"mt_bench": section})) if r["stage"] == "61_mt_bench"]
-    assert [r["calls"] for r in rows] == [2 * 4 * 64]
+    assert bench_calls(mini.model_copy(update={"mt_bench": section})) == [2 * 4 * 64]
 
 
 def test_stages_a_profile_does_not_run_make_no_calls(paid):
@@ -55,7 +56,7 @@ def test_stages_a_profile_does_not_run_make_no_calls(paid):
     assert plan.expected_calls(load_profile("released")) == []
 
 
-@pytest.mark.parametrize(("budget", "words"), [(0.0, "budget_usd is 0"), (0.5, "stops cleanly"), (3.0, "covers the worst case")])
+@pytest.mark.parametrize(("budget", "words"), [(0.0, "budget_usd is 0"), (0.5, "stops"), (3.0, "covers the worst case")])
 def test_the_plan_says_what_the_budget_will_do(paid, budget, words):
     money = paid.money.model_copy(update={"budget_usd": budget})
     assert words in plan.call_lines("paid", paid.model_copy(update={"money": money}))[-1]
@@ -82,18 +83,9 @@ def test_a_profile_runs_its_own_stages_and_reads_among_them_only():
 
 @pytest.mark.parametrize("name", ["released", "paper"])
 def test_every_hub_source_of_a_full_profile_is_pinned(name):
-    text = (PROFILES / f"{name}.yaml").read_text()
-
-    def sources(value):
-        if isinstance(value, dict):
-            if "hub" in value:
-                yield value
-            for inner in value.values():
-                yield from sources(inner)
-
-    found = list(sources(yaml.safe_load(text)))
-    assert len(found) >= 5
-    assert all(len(source.get("revision") or "") == 40 or source["expect_prefix"] for source in found)
+    sources = [source for _, source in preflight.sources_of(load_profile(name), list(STAGES)) if source.hub]
+    assert len(sources) >= 5
+    assert all(len(source.revision or "") == 40 or source.expect_prefix for source in sources)
 
 
 def test_the_released_checkpoints_are_pinned_and_nothing_is_trained():

@@ -10,8 +10,6 @@ from bezoar_utils.planning import preflight
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, PROFILES, ProfileError, load_profile
 
-SERVER = "{base_url: 'http://127.0.0.1:9/v1', local_server: null, api_key_env: null, concurrency: 1, timeout_s: 1.0, attempts: 1}"
-
 
 @pytest.fixture
 def profile(tmp_path):
@@ -42,59 +40,43 @@ def test_paper_says_how_to_be_paid_and_then_passes(profile):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("teacher: {max_new_tokens: 4000}", "plan.teacher.context: 4096 tokens do not hold a prompt of 350 and a reply of 4000"),
-        ("plan: {judge: {context: 1000}}", "plan.judge.context: 1000 tokens do not hold a prompt of 800 and a reply of 1024"),
-        ("sft: {max_length: 4096}", "sft.max_length: 4096 is more than the base model's context of 2048 tokens"),
-        ("benchmarks: {max_length: 4096, batch_size: 1}", "benchmarks.max_length: 4096 is more than the base model's context"),
-        ("base_model: {revision: null}", "base_model: openlm-research/open_llama_3b_v2 is no folder here, and as a hub id"),
-        ("base_model: {revision: main}", "needs its full commit hash as revision, not 'main'"),
-        ("base_model: {model: my/folder, revision: null}", "base_model: my/folder is no folder here"),
-        ("base_model: {model: 00_miniature/base, revision: null}", "00_miniature/base is made by 00_miniature, which this profile"),
-        ("checkpoints: {base: {revision: bce5d60}}", "checkpoints.base: openlm-research/open_llama_3b_v2 is no folder here"),
-        (
-            "teacher: {endpoint: null, mode: raw, wrapper: 'Q: {prompt}', revision: null}",
-            "teacher: olmo-3-7b-instruct is no folder",
-        ),
-        ("evol: {seeds: {file: no/such.jsonl, licence: mine}}", "evol: there is no file no/such.jsonl"),
-        (
-            "preference_rows: {artifact: 00_miniature/x.parquet, licence: ours}",
-            "preference_rows: 00_miniature/x.parquet is made by",
-        ),
-        ("teacher: {wrapper: 'Q: {prompt}'}", "teacher.wrapper: 'Q: {prompt}' is not used in mode chat: write '{prompt}'"),
-        ("teacher: {mode: raw}", "teacher.wrapper: a bare '{prompt}' in mode raw asks the teacher without its template"),
-        ("judge: {model: Olmo-3.1-32B-Instruct}\nmoney: {prices: {Olmo-3.1-32B-Instruct: [0, 0]}}", "plan.same_family: true"),
-        ("judge: {model: olmo-3-7b-instruct}", "the judge olmo-3-7b-instruct is of the teacher's family (olmo-3-7b-instruct)"),
-        (
-            "plan: {gpu: {memory_gib: 16.0}}",
-            "30_sft will not fit in 16 GiB (RTX 4090; name yours in plan.gpu): merged beside needs 21.5",
-        ),
-        ("dpo: {sampled_prompts: 200}", "50_dpo will not fit in 24 GiB (RTX 4090; name yours in plan.gpu)"),
+        ("teacher: {max_new_tokens: 4000}", ("plan.teacher.context", "4096", "350", "4000")),
+        ("plan: {judge: {context: 1000}}", ("plan.judge.context", "1000", "800", "1024")),
+        ("sft: {max_length: 4096}", ("sft.max_length", "4096", "2048")),
+        ("benchmarks: {max_length: 4096, batch_size: 1}", ("benchmarks.max_length", "4096", "2048")),
+        ("base_model: {revision: null}", ("base_model: openlm-research/open_llama_3b_v2", "commit hash", "None")),
+        ("base_model: {revision: main}", ("base_model: openlm-research/open_llama_3b_v2", "commit hash", "'main'")),
+        ("base_model: {model: my/folder, revision: null}", ("base_model: my/folder", "folder")),
+        ("base_model: {model: 00_miniature/base, revision: null}", ("base_model: 00_miniature/base", "does not run")),
+        ("checkpoints: {base: {revision: bce5d60}}", ("checkpoints.base: openlm-research/open_llama_3b_v2", "bce5d60")),
+        ("teacher: {endpoint: null, mode: raw, wrapper: 'Q: {prompt}', revision: null}", ("teacher: olmo-3-7b-instruct", "folder")),
+        ("evol: {seeds: {file: no/such.jsonl, licence: mine}}", ("evol: ", "no/such.jsonl")),
+        ("preference_rows: {artifact: 00_miniature/x.parquet, licence: ours}", ("preference_rows: 00_miniature/x.parquet",)),
+        ("teacher: {wrapper: 'Q: {prompt}'}", ("teacher.wrapper: 'Q: {prompt}'", "mode chat", "'{prompt}'")),
+        ("teacher: {mode: raw}", ("teacher.wrapper", "mode raw", "mode: chat")),
+        ("judge: {model: olmo-3-7b-instruct}", ("the judge olmo-3-7b-instruct", "teacher's own model", "plan.same_family: true")),
+        ("plan: {gpu: {memory_gib: 16.0}}", ("30_sft", "16 GiB", "plan.gpu", "merged beside needs 21.5")),
+        ("dpo: {sampled_prompts: 200}", ("50_dpo", "24 GiB", "plan.gpu")),
     ],
 )
 def test_what_cannot_work_is_one_line_with_the_key(profile, text, words):
     reasons = preflight.impossible(profile(text))
-    assert any(words in reason for reason in reasons), reasons
+    assert any(all(word in reason for word in words) for reason in reasons), reasons
     assert not any("\n" in reason for reason in reasons)
 
 
-def test_a_family_is_read_from_where_a_word_begins():
-    assert preflight.families("h2ogpt-gm-oasst1-en-2048-falcon-40b-v2") == {"falcon"}
-    assert preflight.families("prometheus-eval/prometheus-7b-v2.0") == preflight.families("Mixtral-8x7B") == {"mistral"}
-    assert preflight.families("gpt-4") == {"gpt"} and preflight.families("miniature-oracle") == set()
+def test_the_teachers_model_may_judge_when_the_profile_allows_it(profile):
+    assert preflight.impossible(profile("judge: {model: olmo-3-7b-instruct}\nplan: {same_family: true}")) == []
 
 
-def test_one_family_is_allowed_to_who_says_so(profile):
-    relative = "judge: {model: olmo-x}\nmoney: {prices: {olmo-x: [0, 0]}}\nplan: {same_family: true}"
-    assert preflight.impossible(profile(relative)) == []
-
-
-def test_a_related_second_judge_is_noted_and_not_refused(profile):
-    second = f"{{model: olmo-x, licence: x, endpoint: {SERVER}, temperature: 0.0, max_tokens: 99}}"
-    related = profile(f"judge_filter: {{second_judge: {second}}}\nmoney: {{prices: {{olmo-x: [0, 0]}}}}")
-    assert preflight.impossible(related) == []
-    assert preflight.notes(related) == [
-        "the second judge olmo-x is of the teacher's family (olmo-3-7b-instruct), which it may favour"
-    ]
+def test_a_second_judge_that_is_the_teachers_model_is_noted_and_not_refused(profile):
+    server = (
+        "{base_url: 'http://127.0.0.1:9/v1', local_server: null, api_key_env: null, concurrency: 1, timeout_s: 1.0, attempts: 1}"
+    )
+    second = f"{{model: olmo-3-7b-instruct, licence: x, endpoint: {server}, temperature: 0.0, max_tokens: 99}}"
+    mine = profile(f"judge_filter: {{second_judge: {second}}}")
+    (note,) = preflight.notes(mine)
+    assert preflight.impossible(mine) == [] and "second judge olmo-3-7b-instruct" in note
 
 
 def test_a_local_checkpoint_with_another_template_is_refused(profile, tmp_path, monkeypatch):

@@ -276,7 +276,7 @@ def test_a_missing_value_in_a_chosen_row_or_a_label_is_named_by_its_row(tmp_path
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(tmp_path, monkeypatch, use_hub):
     """The library, online, with an own cache, talking to a hub on this machine: `hub.folder` has its files, `hub.sent` the
     numbers of bytes of file content it sent, `hub.damage` what becomes of that content on its way."""
     from huggingface_hub import HfFileSystem, constants
@@ -292,10 +292,8 @@ def hub(tmp_path, monkeypatch):
             super().tell(status, self.damage(body) if content else body, headers)
 
     with local_server.serving(Hub) as address:
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "ENDPOINT", address)
+        use_hub(address)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         Hub.go_offline = lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         HfFileSystem.clear_instance_cache()
         yield Hub

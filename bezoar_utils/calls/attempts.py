@@ -13,7 +13,6 @@ BACKOFF_S = 0.5  # the first pause before a retry is at most this long, each fur
 LONGEST_PAUSE_S = 60.0
 AVOID_S = 30.0  # how long a silent address is skipped before one more call tests whether it is back
 PASSING = {408, 409, 429}  # and every 5xx: the same request may well be answered later
-SILENCE = {"timeout", "connection"}
 
 
 class EndpointError(RuntimeError):
@@ -26,15 +25,7 @@ class Unanswered(Exception):
     def __init__(self, reason: str, text: str, pause_s: float | None = None):
         super().__init__(reason)
         self.reason, self.text, self.pause_s = reason, text, pause_s
-
-    @property
-    def silent(self) -> bool:
-        return self.reason in SILENCE
-
-
-def may_be_retried(status: int) -> bool:
-    """Whether an HTTP error status concerns the moment, not the request."""
-    return status in PASSING or status >= 500
+        self.silent = reason in ("timeout", "connection")
 
 
 def status_error(status: int, text: str, retry_after: str | None, where: str) -> Exception:
@@ -42,7 +33,7 @@ def status_error(status: int, text: str, retry_after: str | None, where: str) ->
 
     `where` names address and model. The texts must not hold the key.
     """
-    if may_be_retried(status) or str(status) in HOPELESS:
+    if status in PASSING or status >= 500 or str(status) in HOPELESS:
         return Unanswered(str(status), text, retry_after_s(retry_after))
     return EndpointError(f"{where} (HTTP {status}): {text}")
 
@@ -72,20 +63,18 @@ class Address:
     in_flight: int = 0
     silent_until: float = 0.0
 
-    def note(self, silent: bool) -> None:
-        """Remember how an attempt ended here."""
+    def attempt_ended(self, silent: bool) -> None:
+        self.in_flight -= 1
         self.silent_until = time.monotonic() + AVOID_S if silent else 0.0
 
 
 def next_address(addresses: list[Address], attempts: Counter) -> Address:
-    """The address with the fewest calls in flight among those that answer; a retry goes to another one if it can.
-
-    `attempts` counts the attempts of this call by URL, this one included afterwards. A silent address gets one call at a time,
-    and only after AVOID_S.
-    """
+    """The address for the next attempt: the one with the fewest calls in flight among those that answer, for a retry another
+    one if possible. A silent address gets one call at a time, and only after AVOID_S. `attempts` counts this call's, by URL."""
     now = time.monotonic()
     best = min(addresses, key=lambda a: (a.silent_until > now, attempts[a.url], a.in_flight))
     attempts[best.url] += 1
+    best.in_flight += 1
     if best.silent_until:
         best.silent_until = now + AVOID_S
     return best

@@ -20,7 +20,7 @@ class BudgetReached(RuntimeError):
 
 
 def cost_usd(price: list[float] | tuple[float, float], tokens_in: int, tokens_out: int) -> float:
-    """US dollars for so many tokens; `price` is (US dollars a million prompt tokens, US dollars a million reply tokens)."""
+    """US dollars for so many tokens; `price` is US dollars for a million (prompt tokens, reply tokens)."""
     return (price[0] * tokens_in + price[1] * tokens_out) / 1e6
 
 
@@ -34,21 +34,21 @@ class Budget:
         self._read = 0  # bytes of the ledger already added up
 
     def reserve(self, usd: float) -> str:
-        """Set aside the most a call can cost; its id, for `settle`. Raises BudgetReached when the budget does not hold it."""
+        """Reserve the most that a call can cost, in US dollars; its id, for `settle`. Raises BudgetReached when it is too much."""
         with self._locked():
             settled, unsettled = self._add_up()
             if settled + unsettled + usd > self.budget_usd + ROUNDING_USD:
                 raise BudgetReached(
                     f"the budget of {self.budget_usd:.4f} USD is reached: {settled:.4f} spent, {unsettled:.4f} reserved for "
-                    f"calls whose bill is not known, {usd:.4f} wanted; raise money.budget_usd in the profile and run again, "
-                    "and it goes on where it stopped"
+                    f"calls whose cost is not known yet, {usd:.4f} needed for the next; raise money.budget_usd in the profile and "
+                    "run again, and it continues where it stopped"
                 )
             ticket = uuid.uuid4().hex
             files.append_jsonl(self.path, {"id": ticket, "reserved_usd": usd})
             return ticket
 
     def settle(self, ticket: str, usd: float) -> None:
-        """Replace a reservation by what the call really cost in US dollars; 0 when it was surely not billed."""
+        """Replace a reservation by what the call really cost, in US dollars; 0 when it was certainly not billed."""
         with self._locked():
             files.append_jsonl(self.path, {"id": ticket, "settled_usd": usd})
 
@@ -59,14 +59,14 @@ class Budget:
 
     @contextlib.contextmanager
     def _locked(self):
-        """The file itself is the lock; the system lets go of it when its holder dies."""
+        """The file itself is the lock; the system releases it when the process that holds it dies."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
     def _add_up(self) -> tuple[float, float]:
-        """Only the lines since the last look: a long run has many thousands. A torn line of a kill counts nothing."""
+        """Reads only the lines since the last time: a long run has many thousands. A line torn by a kill is not counted."""
         with open(self.path, "rb") as handle:
             handle.seek(self._read)
             whole, end, _ = handle.read().rpartition(b"\n")

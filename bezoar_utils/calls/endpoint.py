@@ -144,7 +144,7 @@ class Endpoint:
         self.price, self.budget = price, budget
         self.sent = 0
         self.failures: Counter[str] = Counter()
-        self._has_answered, self._paid_in_flight = False, 0
+        self._has_answered = False
 
     def ask(self, requests: list[Request], progress: Callable[[int, int], None] | None = None) -> list[Reply]:
         """A reply for each request, in their order. Equal requests are one call; what the ledger holds is not sent again.
@@ -159,8 +159,6 @@ class Endpoint:
             _run_in_thread(self._send(_Round(calls, answers)))
         replies = {key: _reply(row) for key, row in answers.rows.items()}
         return [replies[key] for key in keys]
-
-    # ------------------------------------------------------------------------------------------------ many calls at once
 
     async def _send(self, calls: _Round) -> None:
         workers = min(self.settings["concurrency"], len(calls.waiting))
@@ -212,41 +210,17 @@ class Endpoint:
         self.failures[unanswered.reason] += 1
         return row
 
-    # -------------------------------------------------------------------------------------------------------- one attempt
-
     async def _attempt(self, addresses: list[Address], call: _Call) -> dict:
-        """One HTTP request, its worst case reserved before. Raises Unanswered, EndpointError, BudgetReached."""
-        if not call.worst_usd:
-            return await self._exchange(next_address(addresses, call.attempts), call)
-        call.ticket = await self._reserve(call.worst_usd)
-        self._paid_in_flight += 1
-        try:
-            return await self._exchange(next_address(addresses, call.attempts), call)
-        finally:
-            self._paid_in_flight -= 1
+        """The ledger's row of one answered HTTP request, its worst case reserved before it.
 
-    async def _reserve(self, usd: float) -> str:
-        """Money for one call. While calls are in flight a full budget is waited for: they cost less than their worst case."""
-        while True:
-            try:
-                return self.budget.reserve(usd)
-            except BudgetReached:
-                if not self._paid_in_flight:
-                    raise
-            await asyncio.sleep(BUDGET_WAIT_S)
-
-    def _settle(self, call: _Call, usd: float) -> None:
-        if call.ticket:
-            self.budget.settle(call.ticket, usd)
-
-    async def _exchange(self, address: Address, call: _Call) -> dict:
-        """The ledger's row of an answer."""
-        address.in_flight += 1
+        Raises Unanswered, EndpointError, BudgetReached.
+        """
+        call.ticket = await self._reserve(call.worst_usd, addresses) if call.worst_usd else None
+        address, completion = next_address(addresses, call.attempts), None
         try:
             completion = await self._completion(address, call)
         finally:
-            address.in_flight -= 1
-        address.note(silent=isinstance(completion, Unanswered) and completion.silent)
+            address.attempt_ended(silent=isinstance(completion, Unanswered) and completion.silent)
         if isinstance(completion, Exception):
             raise completion
         row = self._row(call, completion)
@@ -254,6 +228,20 @@ class Endpoint:
         self._settle(call, row["cost_usd"])  # after the ledger: a kill in between counts too much, and never sends a call twice
         self._has_answered = True
         return row
+
+    async def _reserve(self, usd: float, addresses: list[Address]) -> str:
+        """Money for one call. While calls are in flight a full budget is waited for: they cost less than their worst case."""
+        while True:
+            try:
+                return self.budget.reserve(usd)
+            except BudgetReached:
+                if not any(address.in_flight for address in addresses):
+                    raise
+            await asyncio.sleep(BUDGET_WAIT_S)
+
+    def _settle(self, call: _Call, usd: float) -> None:
+        if call.ticket:
+            self.budget.settle(call.ticket, usd)
 
     async def _completion(self, address: Address, call: _Call):
         """The API's answer, or the error to raise: raised here it would carry the client's own, which may hold the key."""
@@ -290,8 +278,6 @@ class Endpoint:
         tokens_in, tokens_out = tokens or (0, 0)
         row = {"key": call.key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
         return row | ({"note": note} if note else {})
-
-    # ------------------------------------------------------------------------------------------------ a request's own
 
     def _key(self, request: Request) -> str:
         return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})

@@ -2,12 +2,13 @@
 
 Bytes follow what the code does: `load_model` loads float32, of a 4-bit model all but the linear layers, TRL's trainers run under
 bfloat16 autocast, chapters compare a merged float32 model with the 4-bit one. Tests hold parameter counts, 4-bit bytes, adapters
-and saved activations against real models on a CPU. No GPU was asked: working buffers, and all hours, are guesses.
+and saved activations against real models on a CPU. Nothing was measured on a GPU: working buffers, and all hours, are guesses.
 """
 
 import math
 
-from ..study.profile import STAGES, Profile
+from ..study.schema import Benchmarks, Dpo, FilterTest, HhSft, MtBench, Profile, Recipe, Sft
+from ..study.stages import STAGES, names
 from ..training.generation import KEPT_BYTES, rows_at_once
 
 GIB = 2**30
@@ -78,69 +79,114 @@ def kept_bytes(base) -> int:
 # ------------------------------------------------------------------------------------------------------------- GPU memory
 
 
-def stage_memory(profile: Profile, served: dict[str, list[str]]) -> list[dict]:
-    """A row a stage and moment: bytes of weights, adapter (with gradient and optimizer), activations, logits, what is served
-    beside, in all. `served`: stage -> who of teacher and judge it asks. Empty when the profile names no GPU."""
+def stage_memory(profile: Profile, roles: dict[str, list[str]]) -> list[dict]:
+    """A row for each stage and moment, in bytes: weights, adapter (with gradient and optimizer), activations, logits, what is
+    served beside, and all of it. `roles`: stage -> the model roles it calls. Empty when the profile names no GPU."""
     if not profile.plan.gpu:
         return []
-    base, mine = profile.plan.base, profile.stages or STAGES
-    whole, small = 4 * parameters(base), four_bit_bytes(base, profile.quantisation.double)
     rows = []
-
-    def need(stage, moment, weights, activations, logits=0, adapter=0):
-        parts = {"weights": weights, "adapter": adapter, "activations": activations, "logits": logits}
-        beside = sum(_served_bytes(profile, who) for who in served.get(stage, ()))
-        context = CONTEXT if any(parts.values()) else 0
-        rows.append({"stage": stage, "moment": moment, **parts, "beside": beside, "all": sum(parts.values()) + beside + context})
-
-    for stage, recipe, sequences, copies in _trainings(profile):
-        tokens = recipe.batch_size * sequences * recipe.max_length
-        blocks = base.layers * saved_bytes(base, profile.lora)
-        if recipe.gradient_checkpointing:
-            blocks = base.layers * 4 * base.hidden + saved_bytes(base, profile.lora)
-        optimizer = 2 if recipe.optimizer == "paged_adamw_8bit" else 8
-        adapter = adapter_values(base, profile.lora) * (4 + 4 + optimizer)
-        head = 2 * base.vocabulary * base.hidden + HEAD_TILE + 8 * tokens * base.hidden
-        every_weight = 20 * parameters(base) if getattr(recipe, "method", "") == "tr_dpo" else 0
-        need(stage, "training", copies * small + every_weight, tokens * (blocks + working_bytes(base)), head, adapter)
-        tokens = VALIDATION_ROWS * sequences * recipe.max_length
-        need(stage, "validation", copies * small, tokens * working_bytes(base), head, adapter)
-        tokens = COMPARED_TEXTS * recipe.max_length
-        if stage == "30_sft":
-            need(stage, "loss a scheme", small, 0, 10 * tokens * base.vocabulary)
-        if stage != "75_filter":
-            need(stage, "merged beside", whole + small, max(tokens * working_bytes(base), 4 * tokens * base.vocabulary))
-    if "60_benchmarks" in mine:
-        tokens = profile.benchmarks.batch_size * profile.benchmarks.max_length
-        need("60_benchmarks", "a request batch", whole, 0, tokens * max(8 * base.vocabulary, working_bytes(base)))
-    if "61_mt_bench" in mine:
-        need("61_mt_bench", "answering", whole, KEPT_BYTES + KEPT_BYTES // kept_bytes(base) * working_bytes(base))
-    trained = {row["stage"] for row in rows}
-    for stage in served:
-        if stage not in trained and any(_served_bytes(profile, who) for who in served[stage]):
-            need(stage, "served", 0, 0)
-    return sorted(rows, key=lambda row: list(STAGES).index(row["stage"]))
+    for stage in profile.chapters():
+        section = getattr(profile, STAGES[stage].section)
+        moments = {name: parts(profile, stage) for name, (kinds, parts) in MOMENTS.items() if isinstance(section, kinds)}
+        beside = sum(_served_bytes(profile, role) for role in roles.get(stage, ()))
+        if beside and not moments:
+            moments = {"served": {}}
+        rows += [_memory_row(stage, name, parts, beside) for name, parts in moments.items()]
+    return rows
 
 
-def _trainings(profile: Profile) -> list[tuple]:
-    """(stage, recipe, sequences a row, 4-bit copies): chapter 30 keeps the last scheme's model until the next is trained."""
-    stages = [("30_sft", profile.sft, 1, 2), ("40_hh_sft", profile.hh_sft, 1, 1), ("50_dpo", profile.dpo, 2, 1)]
-    return [row for row in [*stages, ("75_filter", profile.filter_test, 1, 2)] if row[0] in (profile.stages or STAGES)]
+def _memory_row(stage: str, moment: str, parts: dict[str, float], beside: float) -> dict:
+    parts = dict.fromkeys(("weights", "adapter", "activations", "logits"), 0) | parts
+    context = CONTEXT if any(parts.values()) else 0
+    return {"stage": stage, "moment": moment, **parts, "beside": beside, "all": sum(parts.values()) + beside + context}
 
 
-def _served_bytes(profile: Profile, who: str) -> float:
-    """Weights and the full contexts of all calls under way, when this one is served on this very GPU; else 0. Further judges are
-    not reckoned."""
-    reckoned, speaker = getattr(profile.plan, who, None), getattr(profile, who, None)
-    if not (reckoned and reckoned.served and speaker.endpoint):
+def _training(profile: Profile, stage: str) -> dict[str, float]:
+    base, (recipe, sequences, copies) = profile.plan.base, _recipe(profile, stage)
+    tokens = recipe.batch_size * sequences * recipe.max_length
+    blocks = base.layers * saved_bytes(base, profile.lora)
+    if recipe.gradient_checkpointing:
+        blocks = base.layers * 4 * base.hidden + saved_bytes(base, profile.lora)
+    optimizer = 2 if recipe.optimizer == "paged_adamw_8bit" else 8
+    every_weight = 20 * parameters(base) if getattr(recipe, "method", "") == "tr_dpo" else 0
+    return {
+        "weights": copies * _four_bit(profile) + every_weight,
+        "adapter": adapter_values(base, profile.lora) * (4 + 4 + optimizer),
+        "activations": tokens * (blocks + working_bytes(base)),
+        "logits": 2 * base.vocabulary * base.hidden + HEAD_TILE + 8 * tokens * base.hidden,
+    }
+
+
+def _validation(profile: Profile, stage: str) -> dict[str, float]:
+    """As in training, but nothing is saved for a backward pass."""
+    recipe, sequences, copies = _recipe(profile, stage)
+    tokens = VALIDATION_ROWS * sequences * recipe.max_length
+    weights = {"weights": copies * _four_bit(profile), "activations": tokens * working_bytes(profile.plan.base)}
+    return _training(profile, stage) | weights
+
+
+def _loss(profile: Profile, stage: str) -> dict[str, float]:
+    tokens = COMPARED_TEXTS * _recipe(profile, stage)[0].max_length
+    return {"weights": _four_bit(profile), "logits": 10 * tokens * profile.plan.base.vocabulary}
+
+
+def _merged(profile: Profile, stage: str) -> dict[str, float]:
+    base, tokens = profile.plan.base, COMPARED_TEXTS * _recipe(profile, stage)[0].max_length
+    activations = max(tokens * working_bytes(base), 4 * tokens * base.vocabulary)
+    return {"weights": 4 * parameters(base) + _four_bit(profile), "activations": activations}
+
+
+def _request_batch(profile: Profile, _) -> dict[str, float]:
+    base, tokens = profile.plan.base, profile.benchmarks.batch_size * profile.benchmarks.max_length
+    return {"weights": 4 * parameters(base), "logits": tokens * max(8 * base.vocabulary, working_bytes(base))}
+
+
+def _answering(profile: Profile, _) -> dict[str, float]:
+    base = profile.plan.base
+    activations = KEPT_BYTES + KEPT_BYTES // kept_bytes(base) * working_bytes(base)
+    return {"weights": 4 * parameters(base), "activations": activations}
+
+
+# moment -> (the sections whose stages have it, the bytes of its parts)
+MOMENTS = {
+    "training": (Recipe, _training),
+    "validation": (Recipe, _validation),
+    "loss a scheme": (Sft, _loss),
+    "merged beside": (Sft | HhSft | Dpo, _merged),
+    "a request batch": (Benchmarks, _request_batch),
+    "answering": (MtBench, _answering),
+}
+
+
+def _four_bit(profile: Profile) -> float:
+    return four_bit_bytes(profile.plan.base, profile.quantisation.double)
+
+
+def _recipe(profile: Profile, stage: str) -> tuple[Recipe, int, int]:
+    """(recipe, sequences a row, 4-bit copies) of a training stage. SFT keeps the last scheme's model until the next is trained, and
+    so does the filter's test; DPO reads two replies a pair."""
+    recipe = getattr(profile, STAGES[stage].section)
+    return recipe, 2 if isinstance(recipe, Dpo) else 1, 2 if isinstance(recipe, Sft | FilterTest) else 1
+
+
+def _trainings(profile: Profile) -> list[str]:
+    """The stages of `make reproduce` that train an adapter by a recipe, of those that this profile runs."""
+    return [stage for stage in names("trains") if stage in profile.chapters() and isinstance(_recipe(profile, stage)[0], Recipe)]
+
+
+def _served_bytes(profile: Profile, role: str) -> float:
+    """Weights and the full contexts of all calls in flight, when this role is served on this very GPU; else 0. Judges other than
+    the first are not included."""
+    plan, caller = getattr(profile.plan, role, None), getattr(profile, role, None)
+    if not (plan and plan.served and caller.endpoint):
         return 0
-    return reckoned.served.weights_gb * 1e9 + speaker.endpoint.concurrency * reckoned.context * reckoned.served.kv_bytes + GIB / 2
+    return plan.served.weights_gb * 1e9 + caller.endpoint.concurrency * plan.context * plan.served.kv_bytes + GIB / 2
 
 
-def too_large(profile: Profile, served: dict[str, list[str]]) -> list[str]:
-    """One line for each stage whose largest moment the GPU does not hold."""
+def too_large(profile: Profile, roles: dict[str, list[str]]) -> list[str]:
+    """One line for each stage whose largest moment does not fit in the GPU."""
     gpu, largest = profile.plan.gpu, {}
-    for row in stage_memory(profile, served):
+    for row in stage_memory(profile, roles):
         largest[row["stage"]] = max(row, largest.get(row["stage"], row), key=lambda r: r["all"])
     size = f"{gpu.memory_gib:g} GiB ({gpu.name}; name yours in plan.gpu)" if gpu else ""
     return [
@@ -154,47 +200,52 @@ def too_large(profile: Profile, served: dict[str, list[str]]) -> list[str]:
 
 
 def stage_hours(profile: Profile) -> dict[str, float]:
-    """stage -> hours on the named GPU, at the assumed share of its peak. Calls come on top.
+    """stage -> hours on the named GPU, at the assumed share of its peak. Calls are not included.
 
     Training: 2 N FLOPs a token forward, 2 N for the gradients of activations (frozen weights get none), 2 N more forward where
     checkpoints are recomputed. Validation and DPO's reference pass: 2 N. Benchmarks: 2 N in float32, at half the bfloat16 peak.
-    Answers: a step reads the float32 weights once; every answer is taken to be as long as it may be.
+    Answers: a step reads the float32 weights once; every answer is assumed to be as long as it may be.
     """
     if not profile.plan.gpu:
         return {}
-    gpu, base, work, mine = profile.plan.gpu, profile.plan.base, profile.plan.work, profile.stages or STAGES
-    n, hours = parameters(base), {}
-    flops_an_hour = gpu.tflops * 1e12 * gpu.share * 3600
-
-    def answers(count: int, new_tokens: int, prompt_tokens: int) -> float:
-        batches = math.ceil(count / rows_at_once(kept_bytes(base), prompt_tokens + new_tokens, 128))
-        return batches * new_tokens * 4 * n / (gpu.gb_per_second * 1e9 * gpu.share) / 3600
-
-    for stage, recipe, sequences, _ in _trainings(profile):
-        rows, schemes = (work.sft_rows, len(profile.sft.order)) if stage in ("30_sft", "75_filter") else (recipe.rows, 1)
-        step = recipe.batch_size * recipe.accumulation
-        steps = recipe.steps * schemes if recipe.steps else rows * (1 - recipe.validation_share) * recipe.epochs / step
-        tokens = work.tokens_per_row[stage] * sequences
-        validated = steps / recipe.validate_every * rows / schemes * recipe.validation_share
-        asked = rows if stage == "50_dpo" else 0
-        passes = (6 if recipe.gradient_checkpointing else 4) * steps * step + 2 * (validated + asked)
-        hours[stage] = passes * n * tokens / flops_an_hour
+    gpu, work, stages = profile.plan.gpu, profile.plan.work, profile.chapters()
+    n, flops_an_hour = parameters(profile.plan.base), gpu.tflops * 1e12 * gpu.share * 3600
+    hours = {stage: _training_passes(profile, stage) * 2 * n / flops_an_hour for stage in _trainings(profile)}
     if "50_dpo" in hours:
-        hours["50_dpo"] += 2 * answers(profile.dpo.sampled_prompts, profile.dpo.max_new_tokens, work.tokens_per_row["50_dpo"])
-    if "60_benchmarks" in mine:
+        dpo = profile.dpo
+        hours["50_dpo"] += 2 * _answer_hours(profile, dpo.sampled_prompts, dpo.max_new_tokens, work.tokens_per_row["50_dpo"])
+    if "60_benchmarks" in stages:
         hours["60_benchmarks"] = len(profile.checkpoints) * work.benchmark_tokens * 2 * n / (flops_an_hour / 2)
-    if "61_mt_bench" in mine:
-        new = profile.mt_bench.max_new_tokens
-        hours["61_mt_bench"] = len(profile.checkpoints) * 2 * answers(profile.plan.questions, new, new)
+    if "61_mt_bench" in stages:
+        new_tokens = profile.mt_bench.max_new_tokens
+        hours["61_mt_bench"] = len(profile.checkpoints) * 2 * _answer_hours(profile, profile.plan.questions, new_tokens, new_tokens)
     return hours
 
 
+def _training_passes(profile: Profile, stage: str) -> float:
+    """Tokens through the model, each as often as it costs 2 N FLOPs."""
+    recipe, sequences, _ = _recipe(profile, stage)
+    work, step = profile.plan.work, recipe.batch_size * recipe.accumulation
+    rows, schemes = (work.sft_rows, len(profile.sft.order)) if isinstance(recipe, Sft | FilterTest) else (recipe.rows, 1)
+    steps = recipe.steps * schemes if recipe.steps else rows * (1 - recipe.validation_share) * recipe.epochs / step
+    validated = steps / recipe.validate_every * rows / schemes * recipe.validation_share
+    referred = rows if isinstance(recipe, Dpo) else 0
+    passes = (3 if recipe.gradient_checkpointing else 2) * steps * step + validated + referred
+    return passes * work.tokens_per_row.get(stage, recipe.max_length) * sequences
+
+
+def _answer_hours(profile: Profile, count: int, new_tokens: int, prompt_tokens: int) -> float:
+    gpu, base = profile.plan.gpu, profile.plan.base
+    batches = math.ceil(count / rows_at_once(kept_bytes(base), prompt_tokens + new_tokens, 128))
+    return batches * new_tokens * 4 * parameters(base) / (gpu.gb_per_second * 1e9 * gpu.share) / 3600
+
+
 def disk_gb(profile: Profile) -> dict[str, float]:
-    """What lies on the disk in the end, in GB: downloads, `.bin` weights kept as safetensors too, merged float32 checkpoints, and
-    adapters with their optimizer, some five at a time."""
+    """What is on the disk in the end, in GB: downloads, `.bin` weights kept as safetensors too, merged float32 checkpoints, and
+    adapters with their optimizer, about five at a time."""
     if not profile.plan.gpu:
         return {}
     work, base, trainings = profile.plan.work, profile.plan.base, _trainings(profile)
-    merged = sum(stage != "75_filter" for stage, *_ in trainings) * 4 * parameters(base) / 1e9
+    merged = sum(not isinstance(_recipe(profile, stage)[0], FilterTest) for stage in trainings) * 4 * parameters(base) / 1e9
     adapters = 5 * len(trainings) * 16 * adapter_values(base, profile.lora) / 1e9
     return {"downloads": work.downloads_gb, "safetensors of .bin": work.converted_gb, "merged": merged, "adapters": adapters}
