@@ -1,7 +1,7 @@
-"""The prompt template of the released OpenBezoar checkpoints: a protocol constant, kept to the letter.
+"""The prompt template of the released OpenBezoar checkpoints, letter for letter: another one would make them worse.
 
-Source: the authors' model cards and training code (`alpaca_modified`), confidence C and A. The response follows
-`### Response:` directly, without a space or a newline. The multi-turn form is ours: the authors' rule is unknown.
+Source: the authors' model cards and training code (`alpaca_modified`) [C, A]. The response follows `### Response:` directly,
+without a space or a newline. The form for several turns is ours: the authors' rule is unknown.
 """
 
 from itertools import pairwise

@@ -27,8 +27,8 @@ def reply_matches(response: str, answer: str) -> bool:
     return strict_match(clean_response(response).split(". ")[0], answer)
 
 
-# What OpenLLaMA's README publishes for the paper's base, OpenLLaMA 3B v2, to two decimals [X]: whether our set-up of the
-# harness is like others' can be seen from the base alone.
+# What OpenLLaMA's README publishes for the paper's base, OpenLLaMA 3B v2, to two decimals [X]. The base alone shows whether
+# our set-up of the harness agrees with others'.
 PUBLISHED = {
     "anli_r1": {"acc": 0.33},
     "anli_r2": {"acc": 0.36},
@@ -87,11 +87,11 @@ def harness_task(name: str) -> list:
 
 
 def task_items(tasks: list) -> dict[str, list[dict]]:
-    """task -> its items, each with `text`: what the harness itself would look for in training data, else its prompt."""
-    return {task.config.task: [doc | {"text": _looked_for(task, doc)} for doc in task.eval_docs] for task in tasks}
+    """task -> its items, each with `text`: the text the harness itself would search training data for, else its prompt."""
+    return {task.config.task: [doc | {"text": _searched_text(task, doc)} for doc in task.eval_docs] for task in tasks}
 
 
-def _looked_for(task, doc: dict) -> str:
+def _searched_text(task, doc: dict) -> str:
     try:
         return str(task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc))
     except (SyntaxError, ValueError):  # lm-eval 0.4.13 reads what a template gave as a Python literal, which ARC's is not
@@ -120,6 +120,7 @@ def load_task(folder: Path, name: str):
 
 
 def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
+    """What the harness calls with an item of a local task and the model's responses to it: 0 or 1 for each metric."""
     response = results[0]
     return {
         "strict_match": float(strict_match(response, doc["answer"])),

@@ -18,9 +18,8 @@ def pair(before: dict, after: dict) -> dict:
 
     A value of None or NaN is a measurement that failed.
     """
-    measured = {key: value for key, value in after.items() if value is not None and value == value}
-    pairs = {key: (value, measured.get(key)) for key, value in before.items() if value is not None and value == value}
-    return {key: values for key, values in pairs.items() if values[1] is not None}
+    measured = [{key: v for key, v in side.items() if v is not None and v == v} for side in (before, after)]
+    return {key: (value, measured[1][key]) for key, value in measured[0].items() if key in measured[1]}
 
 
 def compare(before: dict, after: dict, samples: int, confidence: float, seed: int) -> dict:
