@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from ..study import files
 from ..study.profile import ROOT
+from .show import render
 
 REPORTS = ROOT / "reports"
 REFERENCE = REPORTS / "reference" / "metrics.json"
@@ -137,30 +138,19 @@ def compare_one(expected: dict, actual: dict) -> tuple[str, float]:
 # ------------------------------------------------------------------------------------- the table of REPRODUCING.md
 
 
-class Row(NamedTuple):
-    """A number of the study: the claim it supports, the chapter that measures it, its metric and the artifact it is read from."""
-
-    claim: str
-    chapter: str
-    metric: str
-    artifact: str
-
-
-# Beside these rows the table has one for each claim of chapter 90, in that claim's own words.
-ROWS = [
-    Row("LaMini's way of writing instructions gives rows", "10_lamini", "10_lamini/rows", "10_lamini/lamini.parquet"),
-    Row("Orca's way of asking for explanations gives rows", "11_orca", "11_orca/rows", "11_orca/orca.parquet"),
-    Row("Evol-Instruct's rules keep rows", "12_evol_instruct", "12_evol_instruct/rows", "12_evol_instruct/evol.parquet"),
-    Row("The judge accepts some of them", "20_judge_filter", "20_judge_filter/accept_rate_all", "20_judge_filter/judged_*.parquet"),
-    Row(
+# (claim, metric, artifact) of numbers that chapter 90 does not test; its claims have rows of their own in their own words.
+ROWS = (
+    ("LaMini's way of writing instructions gives rows", "10_lamini/rows", "10_lamini/lamini.parquet"),
+    ("Orca's way of asking for explanations gives rows", "11_orca/rows", "11_orca/orca.parquet"),
+    ("Evol-Instruct's rules keep rows", "12_evol_instruct/rows", "12_evol_instruct/evol.parquet"),
+    ("The judge accepts some of them", "20_judge_filter/accept_rate_all", "20_judge_filter/judged_*.parquet"),
+    (
         "Merged onto the dequantised base, the model is the one that was trained",
-        "30_sft",
         "30_sft/merge_difference_dequantised",
         "30_sft/summary.json",
     ),
-    Row("DPO tells chosen from rejected replies it has not seen", "50_dpo", "50_dpo/reward_accuracy", "50_dpo/log.csv"),
-]
-HEAD = ("claim", "chapter", "command", "artifact in `runs/mini/`", "time, cost", "expected", "tolerance")
+    ("DPO tells chosen from rejected replies it has not seen", "50_dpo/reward_accuracy", "50_dpo/log.csv"),
+)
 
 
 def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: list[dict]) -> str:
@@ -168,18 +158,15 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
 
     Raises MetricsError naming a metric that was not measured.
     """
-    rows = ROWS + [Row(c["claim"], c["chapter"], f"90_findings/{c['id']}", "90_findings/claims.json") for c in claims]
-    lines = [HEAD, ["---"] * len(HEAD), *(_cells(row, metrics, timings) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _cells(row: Row, metrics: dict[str, dict], timings: dict[str, float]) -> list[str]:
-    if row.metric not in metrics:
-        raise MetricsError(f"the run did not measure {row.metric}, which REPRODUCING.md names (ROWS in reference.py)")
-    value, unit, stage = metrics[row.metric]["value"], metrics[row.metric]["unit"], _stage(row.metric)
-    command, effort = f"`make runs/mini/{stage}/stage.json`", f"{minutes_from_nothing(stage, timings)} min, 0 USD"
-    number, allowed = f"{value:.3f}" if isinstance(value, float) else value, f"± {tolerance(unit).allows(value):.3g}"
-    return [row.claim, f"`{row.chapter}`", command, f"`{row.artifact}`", effort, f"{number} {unit}", allowed]
+    rows = [{"claim": claim, "chapter": _stage(name), "metric": name, "artifact": path} for claim, name, path in ROWS]
+    rows += [c | {"metric": f"90_findings/{c['id']}", "artifact": "90_findings/claims.json"} for c in claims]
+    for row in rows:
+        if row["metric"] not in metrics:
+            raise MetricsError(f"the run did not measure {row['metric']}, which REPRODUCING.md names (ROWS in reference.py)")
+        value, unit, stage = metrics[row["metric"]]["value"], metrics[row["metric"]]["unit"], _stage(row["metric"])
+        allowed, minutes = tolerance(unit).allows(value), minutes_from_nothing(stage, timings)
+        row |= {"stage": stage, "value": value, "unit": unit, "allowed": allowed, "minutes": minutes}
+    return render("expected.md.j2", rows=rows).rstrip()
 
 
 def minutes_from_nothing(stage: str, timings: dict[str, float]) -> int:
