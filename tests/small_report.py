@@ -17,12 +17,10 @@ def chart():
 
 def chapter(title: str):
     wide = [{f"column {n}": PAYLOAD if n == 3 else f"value {n}" for n in range(12)}]
+    figure = show.figure_html(chart(), "Answers found: base 0.10, SFT 0.80", "n = 3")
+    pieces = (show.table_html(wide, caption=PAYLOAD), figure, PAYLOAD + "<h1 id='provenance'>not ours</h1>")
     outputs = [
-        nbformat.v4.new_output("display_data", {"text/html": show.table_html(wide, caption=PAYLOAD)}),
-        nbformat.v4.new_output(
-            "display_data", {"text/html": show.figure_html(chart(), "Answers found: base 0.10, SFT 0.80", "n = 3")}
-        ),
-        nbformat.v4.new_output("display_data", {"text/html": PAYLOAD + "<h1 id='provenance'>not ours</h1>"}),
+        *(nbformat.v4.new_output("display_data", {"text/html": markup}) for markup in pieces),
         nbformat.v4.new_output("display_data", {"text/markdown": "# not ours\n\n" + PAYLOAD}),
         nbformat.v4.new_output("stream", name="stdout", text=LONG),
         nbformat.v4.new_output("stream", name="stderr", text="a warning"),
@@ -58,17 +56,8 @@ def record(stage: str, parameters: dict, metrics: dict) -> dict:
 
 
 def claim(**changes) -> dict:
-    row = {
-        "id": "answers",
-        "claim": "It answers",
-        "verdict": "shown",
-        "before": 0.1,
-        "after": 0.8,
-        "difference": 0.7,
-        "low": 0.6,
-        "high": 0.8,
-    }
-    return row | {"unit": "share", "n": 9, "test": "answer found", "chapter": "30_sft"} | changes
+    row = {"id": "answers", "claim": "It answers", "test": "answer found", "chapter": "30_sft", "verdict": "shown"}
+    return row | {"before": 0.1, "after": 0.8, "difference": 0.7, "low": 0.6, "high": 0.8, "unit": "share", "n": 9} | changes
 
 
 def write_run(runs, name: str, rate: float = 0.001, verdict: str = "shown", stages=("10_lamini", "30_sft", "90_findings")) -> None:

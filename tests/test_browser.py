@@ -81,19 +81,6 @@ def background(browser):
     return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
 
 
-def test_one_can_walk_from_page_to_page(browser):
-    for expected in PAGES[1:]:
-        find(browser, "a[rel=next]").click()
-        assert here(browser) == f"{expected}.html"
-    assert not browser.find_elements("css selector", "a[rel=next]")
-    find(browser, "a[rel=prev]").click()
-    assert here(browser) == "30_sft.html" and find(browser, "[aria-current=page]").text == "30 SFT"
-    find(browser, ".chapters a[href='10_lamini.html']").click()
-    assert here(browser) == "10_lamini.html"
-    find(browser, "a.home").click()
-    assert here(browser) == "index.html"
-
-
 def test_a_figure_leads_to_its_provenance_which_opens(browser, pages):
     browser.get(address(pages, "30_sft"))
     assert not find(browser, "details.provenance").get_property("open")

@@ -1,4 +1,4 @@
-"""The numbers under a figure: a chart keeps those it was given."""
+"""Charts keep the numbers they were given, and the csv under a figure holds them."""
 
 import base64
 import csv
@@ -16,7 +16,7 @@ from bezoar_utils.report.clean import clean_output
 KEYS = ("panel", "series", "x", "y", "low", "high")
 
 
-def kept(figure):
+def numbers_of(figure):
     rows = [tuple(row.get(key, "") for key in KEYS) for row in figure.rows]
     plt.close(figure)
     return rows
@@ -24,14 +24,14 @@ def kept(figure):
 
 def test_bars_come_with_their_names_and_intervals():
     values = {"base": (0.5, 0.4, 0.7), "OpenBezoar-SFT": (0.2, 0.1, 0.25)}
-    assert kept(charts.bars(values, "T", "share")) == [("", "", "base", 0.5, 0.4, 0.7), ("", "", "SFT", 0.2, 0.1, 0.25)]
+    assert numbers_of(charts.bars(values, "T", "share")) == [("", "", "base", 0.5, 0.4, 0.7), ("", "", "SFT", 0.2, 0.1, 0.25)]
 
 
 def test_groups_name_the_series_and_the_category():
     values = {"one": {"math": 1.0, "writing": 2.0}, "two": {"math": 3.0}}
     rows = [("one", "math", 1), ("one", "writing", 2), ("two", "math", 3)]
-    assert [row[1:4] for row in kept(charts.grouped_bars(values, "T", "grade"))] == rows
-    assert [row[1:4] for row in kept(charts.radar(values, "T", "grade", 10))] == rows
+    assert [row[1:4] for row in numbers_of(charts.grouped_bars(values, "T", "grade"))] == rows
+    assert [row[1:4] for row in numbers_of(charts.radar(values, "T", "grade", 10))] == rows
 
 
 def test_groups_are_drawn_with_their_intervals_and_a_missing_bar_is_a_gap():
@@ -44,12 +44,12 @@ def test_groups_are_drawn_with_their_intervals_and_a_missing_bar_is_a_gap():
     segments = first.errorbar.lines[2][0].get_segments()
     assert [segment[:, 1].tolist() for segment in segments] == [[1.5, 3.0], [5.0, 7.0]]
     assert [t.get_text() for t in axis.get_legend().get_texts()] == ["base", "SFT"] and axis.get_ylabel() == "grade, 1 to 10"
-    assert kept(figure)[2] == ("", "SFT", "turn 2", 1.0, 1.0, 1.0)
+    assert numbers_of(figure)[2] == ("", "SFT", "turn 2", 1.0, 1.0, 1.0)
 
 
 def test_a_difference_keeps_its_interval_and_its_name():
     row = {"low": -1, "high": 2, "difference": 0.5, "variant": "rank 4", "against": "rank 16"}
-    assert kept(charts.differences([row], "T", "share")) == [("", "", 0.5, "rank 4 against rank 16", -1, 2)]
+    assert numbers_of(charts.differences([row], "T", "share")) == [("", "", 0.5, "rank 4 against rank 16", -1, 2)]
 
 
 def test_losses_name_the_panel_and_the_curve_and_are_those_that_were_logged():
@@ -57,21 +57,21 @@ def test_losses_name_the_panel_and_the_curve_and_are_those_that_were_logged():
         "lamini": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}],
         "orca": [{"step": n, "loss": 3.0 / n} for n in (1, 2)],
     }
-    assert [row[:4] for row in kept(charts.losses(logs, "T", smoothing=0.9))] == [
+    assert [row[:4] for row in numbers_of(charts.losses(logs, "T", smoothing=0.9))] == [
         ("lamini", "training", 1, 2),
         ("lamini", "validation", 2, 1.5),
         ("orca", "training", 1, 3),
         ("orca", "training", 2, 1.5),
     ]
     rows = [{"step": 1, "loss": 0.7, "logps/chosen": -3.0, "eval_loss": float("nan")}]
-    assert [row[:4] for row in kept(charts.dpo_curves(rows, "T"))] == [
+    assert [row[:4] for row in numbers_of(charts.dpo_curves(rows, "T"))] == [
         ("loss", "training", 1, 0.7),
         ("log-probability", "chosen, training", 1, -3.0),
     ]
 
 
 def test_a_histogram_gives_its_edges_and_a_line_its_place():
-    rows = [row[1:4] for row in kept(charts.lengths({"lamini": [1, 2, 3, 3]}, 192, "T"))]
+    rows = [row[1:4] for row in numbers_of(charts.lengths({"lamini": [1, 2, 3, 3]}, 192, "T"))]
     heights = zip((1, 2, 3, 4), (0.25, 0.25, 0.5, 0))
     assert rows[:4] == [("lamini (n = 4)", edge, height) for edge, height in heights] and ("max_length (192)", 192, "") in rows
 
@@ -122,6 +122,6 @@ def test_dpo_curves_show_training_and_validation_of_every_value():
 
 def test_lengths_are_drawn_with_both_limits():
     figure = charts.lengths({"lamini": [10, 20, 300], "orca": []}, 192, "Title")
-    told = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
-    assert told == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
+    legend = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
+    assert legend == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
     show.figure_html(figure, "alt")

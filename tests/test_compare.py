@@ -33,7 +33,7 @@ def rows_under(page, heading):
     """The first table after a heading, as one dictionary per row."""
     table = BeautifulSoup(page, "html.parser").find("h2", id=heading).find_next("table")
     head = [cell.get_text() for cell in table.thead.find_all("th")]
-    return [dict(zip(head, (cell.get_text() for cell in row.find_all("td")))) for row in table.tbody.find_all("tr")]
+    return [dict(zip(head, (cell.get_text() for cell in row.find_all(["th", "td"])))) for row in table.tbody.find_all("tr")]
 
 
 def test_only_parameters_that_differ_are_listed_and_to_the_last_digit(page):

@@ -1,4 +1,4 @@
-"""What may stand on a page of the report, whoever wrote it: a model, a library or a notebook. Source: ours.
+"""What may appear on a page of the report, no matter who wrote it: a model, a library or a notebook. Source: ours.
 
 bleach removes everything that could run or load something; BeautifulSoup then completes what remains.
 """

@@ -9,7 +9,6 @@ from pathlib import Path
 from ..study.profile import CODE, REHEARSAL, STAGES
 from ..study.stage import RUNS, finished_records
 from . import pages
-from .show import table_html
 
 NOTEBOOK = CODE / "notebooks" / "compare.ipynb"
 TARGET = pages.REPORTS / "compare"
@@ -60,21 +59,6 @@ def loss_panels(runs: dict[str, dict[str, dict]], panels) -> dict[str, dict[str,
     return logs
 
 
-def provenance(runs: dict[str, dict[str, dict]]) -> str:
-    """When, at which commit and with which seed each run finished each stage, as HTML."""
-    stages = [stage for stage in STAGES if any(stage in records for records in runs.values())]
-    rows = [{"stage": stage} | {name: _made(records.get(stage)) for name, records in runs.items()} for stage in stages]
-    caption = "Finished stages: when, at which commit, with which seed"
-    return f'<h2 id="provenance">Provenance</h2>{table_html(rows, caption=caption, limit=len(rows))}'
-
-
-def _made(record: dict | None) -> str:
-    if record is None:
-        return "not finished"
-    changes = " with local changes" if record["git_dirty"] else ""
-    return f"{record['finished']}, {(record['git_commit'] or 'no commit')[:12]}{changes}, seed {record['seed']}"
-
-
 def write_comparison(names: list[str]) -> Path:
     """Execute the notebook for these runs and return its page. Raises ValueError as `read_runs` does, and when a cell fails."""
     import papermill
@@ -86,10 +70,11 @@ def write_comparison(names: list[str]) -> Path:
         papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters={"runs": list(runs)}, **options)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{executed} failed in cell {error.exec_count}: {error.ename}: {error.evalue}") from None
+    stages = [stage for stage in STAGES if any(stage in records for records in runs.values())]
+    body = pages.render("compare.html.j2", notebook=pages.chapter_body(executed), runs=runs, stages=stages)
     page = {"file": "index.html", "label": f"{' and '.join(runs)} compared"}
-    shared = {"pages": [page], "before": None, "after": None, "subject": "runs compared", "commit": None}
-    sources = [f"runs/{name}" for name in runs]
-    pages.write_page(TARGET, pages.chapter_body(executed) + provenance(runs), page=page, made_from=sources, **shared)
+    shared = {"pages": [page], "subject": "runs compared", "made_from": [f"runs/{name}" for name in runs]}
+    pages.write_page(TARGET, body, page=page, **shared)
     return TARGET / page["file"]
 
 

@@ -114,7 +114,7 @@ def write_pages(target: Path, profile: str, records: dict) -> None:
 
 
 def read_claims(profile: str, records: dict) -> list[dict]:
-    """The tested claims of a run, or none when it has not finished 90_findings. A rehearsal's verdicts are no results."""
+    """The tested claims of a run, or none when it has not finished 90_findings. A rehearsal's verdicts are not results."""
     if "90_findings" not in records:
         return []
     claims = files.read_json(RUNS / profile / "90_findings" / "claims.json")
@@ -204,14 +204,7 @@ def provenance(record: dict) -> str:
 
 def results_table(claims: list[dict], confidence: float) -> str:
     """The claims as a Markdown table for the README; `confidence` (0 to 1) is that of their intervals."""
-    lines = [
-        f"| claim | test | before | after | difference [{100 * confidence:g} % interval] | verdict |",
-        "|---|---|---|---|---|---|",
-    ]
-    for c in claims:
-        numbers = f"{c['before']:.2f} | {c['after']:.2f} | {c['difference']:+.2f} [{c['low']:+.2f}, {c['high']:+.2f}]"
-        lines.append(f"| {c['claim']} | {c['test']} (n = {c['n']}) | {numbers} | **{c['verdict']}** |")
-    return "\n".join(lines)
+    return render("results.md.j2", claims=claims, confidence=confidence).rstrip()
 
 
 def write_reference(profile: str) -> None:

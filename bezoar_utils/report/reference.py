@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ..study import files
 from ..study.profile import ROOT
 from ..study.stages import STAGES
+from .show import render
 
 REPORTS = ROOT / "reports"
 REFERENCE = REPORTS / "reference" / "metrics.json"
@@ -128,6 +129,11 @@ def seen_moves(draws: dict[str, dict[str, float]] | None, name: str, value: floa
     return [abs(draw[name] - value) for draw in (draws or {}).values() if name in draw]
 
 
+def allowance(limit: Tolerance, value: float, seen: list[float]) -> float:
+    """How far a value may move: what its unit allows, or half again as far as it was seen to move."""
+    return max([limit.allows(value), *(ROOM * distance for distance in seen)])
+
+
 def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, float]:
     """(the problem or an empty text, the move as a share of the tolerance); `seen` are the metric's moves in other draws."""
     before, after, unit = expected["value"], actual["value"], expected["unit"]
@@ -138,7 +144,7 @@ def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, f
     limit = tolerance(unit)
     if limit is None:
         return f"unknown unit {unit!r}: add its tolerance to TOLERANCES in reference.py", math.inf
-    move, allowed = after - before, max(limit.allows(before), *(ROOM * distance for distance in seen), 0.0)
+    move, allowed = after - before, allowance(limit, before, seen)
     share = abs(move) / allowed if allowed else (math.inf if move else 0.0)
     problem = f"moved from {before:.4g} to {after:.4g} ({move:+.3g}; allowed ±{allowed:.3g}: {limit.why})"
     return problem if share > 1 else "", share
@@ -147,28 +153,15 @@ def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, f
 # ------------------------------------------------------------------------------------- the table of REPRODUCING.md
 
 
-class Row(NamedTuple):
-    """A number of the study: the claim it supports, the chapter that measures it, and its metric."""
-
-    claim: str
-    chapter: str
-    metric: str
-
-    @property
-    def artifact(self) -> str:
-        return f"{_stage(self.metric)}/{STAGES[_stage(self.metric)].artifact}"
-
-
-# Beside these rows the table has one for each claim of chapter 90, in that claim's own words.
-ROWS = [
-    Row("LaMini's way of writing instructions gives rows", "10_lamini", "10_lamini/rows"),
-    Row("Orca's way of asking for explanations gives rows", "11_orca", "11_orca/rows"),
-    Row("Evol-Instruct's rules keep rows", "12_evol_instruct", "12_evol_instruct/rows"),
-    Row("The judge accepts some of them", "20_judge_filter", "20_judge_filter/accept_rate_all"),
-    Row("Merged onto the dequantised base, the model is the one that was trained", "30_sft", "30_sft/merge_difference_dequantised"),
-    Row("DPO tells chosen from rejected replies it has not seen", "50_dpo", "50_dpo/reward_accuracy"),
-]
-HEAD = ("claim", "chapter", "command", "artifact in `runs/mini/`", "time, cost", "expected", "tolerance")
+# (claim, metric) of numbers that chapter 90 does not test; its claims have rows of their own in their own words.
+ROWS = (
+    ("LaMini's way of writing instructions gives rows", "10_lamini/rows"),
+    ("Orca's way of asking for explanations gives rows", "11_orca/rows"),
+    ("Evol-Instruct's rules keep rows", "12_evol_instruct/rows"),
+    ("The judge accepts some of them", "20_judge_filter/accept_rate_all"),
+    ("Merged onto the dequantised base, the model is the one that was trained", "30_sft/merge_difference_dequantised"),
+    ("DPO tells chosen from rejected replies it has not seen", "50_dpo/reward_accuracy"),
+)
 
 
 def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: list[dict], draws: dict) -> str:
@@ -176,19 +169,16 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
 
     Raises MetricsError naming a metric that was not measured.
     """
-    rows = ROWS + [Row(c["claim"], c["chapter"], f"90_findings/{c['id']}") for c in claims]
-    lines = [HEAD, ["---"] * len(HEAD), *(_cells(row, metrics, timings, draws) for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _cells(row: Row, metrics: dict[str, dict], timings: dict[str, float], draws: dict) -> list[str]:
-    if row.metric not in metrics:
-        raise MetricsError(f"the run did not measure {row.metric}, which REPRODUCING.md names (ROWS in reference.py)")
-    value, unit, stage = metrics[row.metric]["value"], metrics[row.metric]["unit"], _stage(row.metric)
-    command, effort = f"`make runs/mini/{stage}/stage.json`", f"{minutes_from_nothing(stage, timings)} min, 0 USD"
-    number = f"{value:.3f}" if isinstance(value, float) else value
-    allowed = max(tolerance(unit).allows(value), *(ROOM * distance for distance in seen_moves(draws, row.metric, value)), 0.0)
-    return [row.claim, f"`{row.chapter}`", command, f"`{row.artifact}`", effort, f"{number} {unit}", f"± {allowed:.3g}"]
+    rows = [{"claim": claim, "chapter": _stage(name), "metric": name} for claim, name in ROWS]
+    rows += [c | {"metric": f"90_findings/{c['id']}"} for c in claims]
+    for row in rows:
+        if row["metric"] not in metrics:
+            raise MetricsError(f"the run did not measure {row['metric']}, which REPRODUCING.md names (ROWS in reference.py)")
+        value, unit, stage = metrics[row["metric"]]["value"], metrics[row["metric"]]["unit"], _stage(row["metric"])
+        row |= {"stage": stage, "value": value, "unit": unit, "minutes": minutes_from_nothing(stage, timings)}
+        row |= {"allowed": allowance(tolerance(unit), value, seen_moves(draws, row["metric"], value))}
+        row |= {"artifact": f"{stage}/{STAGES[stage].artifact}"}
+    return render("expected.md.j2", rows=rows).rstrip()
 
 
 def minutes_from_nothing(stage: str, timings: dict[str, float]) -> int:

@@ -16,10 +16,11 @@ TEMPLATE = Path(__file__).parent / "template"
 
 
 def render(template: str, **values) -> str:
-    """A template from `template/`. Every value is escaped, except where the template says `safe`."""
+    """A template from `template/`. In HTML every value is escaped, except where the template says `safe`."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATE), autoescape=True)
+    loader = jinja2.FileSystemLoader(TEMPLATE)
+    environment = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(["html.j2"]))
     environment.filters["cell"] = _cell
     return environment.get_template(template).render(values)
 
