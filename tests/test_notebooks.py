@@ -1,3 +1,4 @@
+import ast
 import json
 import os
 import re
@@ -51,6 +52,13 @@ def test_a_parameter_is_used_by_name_in_its_chapter_or_its_cell_says_where(path)
     used = {name for name in literal_assignments(cells[0].source) if re.search(rf"(?<![\"'\w.]){name}\b", code)}
     assert set(literal_assignments(named)) - used <= {"profile"}
     assert not elsewhere or re.match(r"[\w.]+ from stage.parameters|nothing here", elsewhere)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_call_in_a_chapter_has_more_than_eight_arguments(path):
+    code = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code")
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    assert [ast.unparse(call)[:60] for call in calls if len(call.args) + len(call.keywords) > 8] == []
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
