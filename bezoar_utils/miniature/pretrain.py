@@ -68,15 +68,15 @@ def new_model(tokenizer, hidden: int, layers: int, heads: int):
     return LlamaForCausalLM(config)
 
 
-def pretrain(model, tokenizer, texts: list[str], *, steps, batch, length, learning_rate, seed, progress) -> list[float]:
-    """Next-token training on windows drawn from the joined texts; the loss of every step."""
+def pretrain(model, tokenizer, texts: list[str], *, steps, shape, learning_rate, seed, progress) -> list[float]:
+    """Next-token training on windows of the joined texts, `shape` (windows, tokens) a step; the loss of every step."""
     import torch
 
     stream = []
     for ids in tokenizer(texts)["input_ids"]:
         stream += [*ids, tokenizer.eos_token_id]
     stream = torch.tensor(stream)
-    generator = torch.Generator().manual_seed(seed)
+    generator, (batch, length) = torch.Generator().manual_seed(seed), shape
 
     def batches():
         for _ in range(steps):
