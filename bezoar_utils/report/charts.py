@@ -40,58 +40,56 @@ def losses(logs: dict[str, list[dict]], title: str, smoothing: float = 0.0):
     fig, axes = _axes(width=max(7.0, 3.4 * len(logs)), columns=len(logs))
     for axis, (name, rows) in zip(axes, logs.items()):
         axis.set(title=name, xlabel="optimizer step", ylabel="loss (nats per token)")
-        _line(axis, rows, "loss", "-", smoothing=smoothing, color=COLOURS["train"], label="training")
-        _line(axis, rows, "eval_loss", "o-", ms=4, color=COLOURS["validation"], label="validation")
-        axis.legend(frameon=False)
+        _curves(axis, rows, "loss", COLOURS["train"], COLOURS["validation"], smoothing=smoothing)
     fig.suptitle(title)
     return fig
 
 
 def overlaid_losses(panels: dict[str, dict[str, list[dict]]], title: str):
-    """One panel per training, one colour per run: panels[training][run] is its log. Validation has points."""
+    """One panel per training, one colour per run: panels[training][run] is its log."""
     fig, axes = _axes(width=max(7.0, 3.6 * len(panels)), columns=len(panels))
     runs = list(dict.fromkeys(run for logs in panels.values() for run in logs))
     colours = dict(zip(runs, list(COLOURS.values()) * len(runs)))
     for axis, (name, logs) in zip(axes, panels.items()):
         axis.set(title=name if len(panels) > 1 else title, xlabel="optimizer step", ylabel="loss (nats)")
         for run, rows in logs.items():
-            _line(axis, rows, "loss", "-", lw=1, alpha=0.55, color=colours[run], label=f"{run}, training")
-            _line(axis, rows, "eval_loss", "o-", ms=4, lw=1.6, color=colours[run], label=f"{run}, validation")
-        axis.legend(frameon=False, fontsize=8)
+            _curves(axis, rows, "loss", colours[run], colours[run], prefix=f"{run}, ")
     fig.suptitle(title if len(panels) > 1 else "")
     return fig
 
 
 def dpo_curves(rows: list[dict], title: str):
-    """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs.
-
-    Training is a thin line, measured on a step's batch; validation has points, each measured on the whole set.
-    """
+    """Loss, reward accuracy, margin, and the log-probs of chosen and rejected replies, on training and validation pairs."""
     fig, axes = _axes(width=9.5, height=6.4, columns=2, lines=2)
     panels = [
-        ("loss", "DPO loss (nats)", [("loss", "train")]),
-        ("reward accuracy", "share of pairs", [("rewards/accuracies", "train")]),
-        ("reward margin", "beta x nats", [("rewards/margins", "train")]),
-        ("log-probability", "nats per reply", [("logps/chosen", "chosen"), ("logps/rejected", "rejected")]),
+        ("loss", "DPO loss (nats)", "loss"),
+        ("reward accuracy", "share of pairs", "rewards/accuracies"),
+        ("reward margin", "beta x nats", "rewards/margins"),
     ]
-    for axis, (name, unit, columns) in zip(axes, panels):
+    for axis, (name, unit, column) in zip(axes, panels):
         axis.set(title=name, xlabel="optimizer step", ylabel=unit)
-        for column, kind in columns:
-            prefix, colour = ("", COLOURS["validation"]) if kind == "train" else (f"{kind}, ", COLOURS[kind])
-            _line(axis, rows, column, "-", lw=1, alpha=0.55, color=COLOURS[kind], label=f"{prefix}training")
-            _line(axis, rows, f"eval_{column}", "o-", ms=4, lw=1.6, color=colour, label=f"{prefix}validation")
-        axis.legend(frameon=False, fontsize=8)
+        _curves(axis, rows, column, COLOURS["train"], COLOURS["validation"])
+    axes[-1].set(title="log-probability", xlabel="optimizer step", ylabel="nats per reply")
+    for kind in ("chosen", "rejected"):
+        _curves(axes[-1], rows, f"logps/{kind}", COLOURS[kind], COLOURS[kind], prefix=f"{kind}, ")
     fig.suptitle(title)
     return fig
 
 
-def _line(axis, rows: list[dict], column: str, *style, smoothing: float = 0.0, **looks) -> None:
-    """A column of a log over its steps; the figure keeps the values as they were logged, not as they were smoothed."""
-    points = [(r["step"], r[column]) for r in rows if r.get(column) is not None and not math.isnan(r[column])]
-    if points:
-        steps, values = zip(*points)
-        axis.plot(steps, smooth(values, smoothing), *style, **looks)
-    axis.figure.rows += [{"panel": axis.get_title(), "series": looks["label"], "x": x, "y": y} for x, y in points]
+def _curves(axis, rows: list[dict], column: str, training: str, validation: str, prefix: str = "", smoothing: float = 0.0):
+    """Training is a thin line, each value measured on a step's batch; validation has points, each measured on the whole set.
+
+    The figure keeps the values as they were logged, not as they were smoothed.
+    """
+    thin = {"lw": 1, "alpha": 0.55, "color": training, "label": f"{prefix}training"}
+    pointed = {"marker": "o", "ms": 4, "lw": 1.6, "color": validation, "label": f"{prefix}validation"}
+    for name, style, weight in ((column, thin, smoothing), (f"eval_{column}", pointed, 0.0)):
+        points = [(r["step"], r[name]) for r in rows if r.get(name) is not None and not math.isnan(r[name])]
+        if points:
+            steps, values = zip(*points)
+            axis.plot(steps, smooth(values, weight), **style)
+        axis.figure.rows += [{"panel": axis.get_title(), "series": style["label"], "x": x, "y": y} for x, y in points]
+    axis.legend(frameon=False, fontsize=8)
 
 
 def _short(model: str) -> str:
