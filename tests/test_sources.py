@@ -1,4 +1,3 @@
-import csv
 import gzip
 import random
 
@@ -9,6 +8,7 @@ import pytest
 from bezoar_utils.calls import local_server
 from bezoar_utils.data import sources
 from bezoar_utils.data.sources import SourceError, full_revision, hub_files, locate, read, read_rows, sample, sample_parquet
+from bezoar_utils.rehearsal import rows as stand_ins
 from bezoar_utils.rehearsal.hub import Repositories, handler_for
 from bezoar_utils.study import files
 
@@ -41,25 +41,6 @@ def parquet(path, rows, row_group_size=None):
     return path
 
 
-def written(folder, name):
-    """ROWS in the format that the name says."""
-    path = folder / name
-    if name.endswith(".gz"):
-        path.write_bytes(gzip.compress(files.to_jsonl(ROWS)))
-    elif path.suffix == ".jsonl":
-        jsonl(path, ROWS)
-    elif path.suffix == ".json":
-        files.write_json(path, ROWS)
-    elif path.suffix == ".parquet":
-        parquet(path, ROWS)
-    else:
-        with open(path, "w", newline="") as file:
-            table = csv.DictWriter(file, ROWS[0], delimiter="\t" if path.suffix == ".tsv" else ",")
-            table.writeheader()
-            table.writerows(ROWS)
-    return path
-
-
 def fault(path, columns=TEXTS):
     """The error of reading a file, one line that names it."""
     with pytest.raises(SourceError) as caught:
@@ -78,7 +59,8 @@ def names_all(message, words):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.parquet", "a.tsv", "a.csv"])
 def test_every_format_gives_the_same_rows(tmp_path, name):
-    assert read_rows(written(tmp_path, name), TEXTS) == read_rows(tmp_path / name, ("response",)) == ROWS
+    stand_ins.write(tmp_path / name, ROWS)
+    assert read_rows(tmp_path / name, TEXTS) == read_rows(tmp_path / name, ("response",)) == ROWS
 
 
 def test_a_text_longer_than_the_csv_default_is_read(tmp_path):
@@ -169,7 +151,7 @@ def test_faults_in_parquet_are_named(tmp_path, table, words):
 
 def test_a_local_file_is_recorded_by_its_content(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROOT", tmp_path)
-    path, stage = written(tmp_path, "a.jsonl"), Recorder()
+    path, stage = jsonl(tmp_path / "a.jsonl", ROWS), Recorder()
     assert read({"file": "a.jsonl"}, TEXTS, stage) == ROWS
     assert stage.inputs == {"file:a.jsonl": files.sha256_file(path)}
     assert locate({"file": str(path)}, object()) == [path]
