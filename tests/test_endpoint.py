@@ -202,7 +202,7 @@ def test_a_torn_line_costs_one_call_and_no_error_even_inside_a_character(ledger)
 
 
 @pytest.mark.parametrize("text", ["one\u2028two\u2029three\x85four\x1cfive\r\nsix", "half a pair \ud83d"])
-def test_no_sign_in_a_reply_makes_it_be_asked_twice(ledger, text):
+def test_no_character_in_a_reply_makes_its_call_be_sent_twice(ledger, text):
     with FakeEndpoint(lambda prompt: text) as fake:
         first = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])
         assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")]) == first

@@ -44,7 +44,7 @@ def settings(url: str, model: str = server.ORACLE) -> dict:
 
 @pytest.fixture
 def miniature(small_world):
-    """The miniature's server in this process, and the models it is asked for."""
+    """The miniature's server in this process, and the models of its requests."""
     requests = []
 
     def answer(model, prompt):
@@ -178,7 +178,7 @@ def prompts_of(world, replies):
     return [judge_prompt(Verdict, system="", instruction=item.questions()[0], response=r) for r in replies]
 
 
-def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(miniature, small_world, stage):
+def test_verdicts_come_through_http_in_order_and_are_never_sent_twice(miniature, small_world, stage):
     url, requests = miniature
     item = small_world.items[0]
     prompts = prompts_of(small_world, [item.answer, "nonsense", "Sorry, no.", item.sentence])

@@ -5,7 +5,6 @@ from fake_endpoint import FakeEndpoint
 from stub_stage import TEACHER, StubStage, remote
 
 from bezoar_utils.calls import attempts, teacher
-from bezoar_utils.calls.endpoint import EndpointError
 from bezoar_utils.calls.teacher import Teacher
 from bezoar_utils.study import files
 from bezoar_utils.training.generation import row_seeds
@@ -139,7 +138,7 @@ def test_local_texts_are_those_of_the_rows_own_seeds(stage, local, model_folder,
 # ----------------------------------------------------------------------------------------------------------- an endpoint
 
 
-def test_an_endpoints_completions_come_in_order_and_are_never_asked_twice(stage):
+def test_an_endpoints_completions_come_in_order_and_are_never_sent_twice(stage):
     with FakeEndpoint(lambda prompt: f"  {prompt.upper()}\n") as fake:
         texts = Teacher(stage, behind(fake, mode="chat"), 7).generate(PROMPTS, "answers")
         again = StubStage(stage.folder)
@@ -201,10 +200,3 @@ def test_an_endpoint_of_ones_own_needs_no_key(stage, monkeypatch):
     with FakeEndpoint() as fake:
         keyless = behind(fake, mode="chat", endpoint=remote(fake.url, api_key_env=None))
         assert Teacher(stage, keyless, 7).generate(["q"], "answers") == ["Q"]
-
-
-def test_an_endpoint_without_its_key_is_an_error_at_the_first_prompt(stage, monkeypatch):
-    monkeypatch.delenv("TEST_KEY")
-    with FakeEndpoint() as fake, pytest.raises(EndpointError, match="TEST_KEY"):
-        Teacher(stage, behind(fake), 7).generate(["Q"], "answers")
-    assert not fake.received
