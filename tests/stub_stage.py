@@ -3,6 +3,11 @@
 import contextlib
 from pathlib import Path
 
+from bezoar_utils.study.profile import load_profile, stage_parameters
+
+TEACHER = stage_parameters(load_profile("tiny"), "10_lamini")["teacher"]  # local weights
+JUDGE = stage_parameters(load_profile("tiny"), "20_judge_filter")["judge"]
+
 
 class StubStage:
     profile = "tiny"
@@ -14,7 +19,8 @@ class StubStage:
         self.open = contextlib.ExitStack()
 
     def input(self, reference: str) -> Path:
-        raise AssertionError(f"{reference} was asked for, but this stage reads nothing")
+        assert reference in self.inputs, f"{reference} is not an input of this stage"
+        return self.inputs[reference]
 
     def output(self, name: str) -> Path:
         path = self.folder / name

@@ -130,8 +130,8 @@ def test_the_gpus_memory_is_held_against_the_profiles(monkeypatch, tmp_path, mib
     tool.write_text(f"#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, {mib}, 570.1'\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    found, detail = doctor.gpu(load_profile("released"))
-    assert found == state and "NVIDIA GeForce RTX 4090" in detail and "driver 570.1" in detail
+    state_here, detail = doctor.gpu(load_profile("released"))
+    assert state_here == state and "NVIDIA GeForce RTX 4090" in detail and "driver 570.1" in detail
 
 
 def test_a_disk_that_is_too_small_is_missing(monkeypatch):
@@ -152,14 +152,14 @@ def test_packages_that_differ_from_the_lock_are_counted_and_named(monkeypatch):
 
 def test_each_of_several_equal_servers_is_asked(monkeypatch):
     monkeypatch.setenv("CANARY_KEY", CANARY)
-    with server(200, LISTED) as (one, asked), server(200, LISTED) as (other, too):
+    with server(200, LISTED) as (one, requests), server(200, LISTED) as (other, more_requests):
         judge = judge_at(one)
         both = judge.endpoint.model_copy(update={"base_url": [f"{one}/v1", f"{other}/v1"]})
         mini = load_profile("mini")
         money = mini.money.model_copy(update={"prices": {"big-judge": [0.0, 0.0]}})
         profile = mini.model_copy(update={"judge": judge.model_copy(update={"endpoint": both}), "money": money})
         states = {what: state for state, what, _ in doctor.examine(profile)}
-    assert states[f"big-judge at {one}/v1"] == states[f"big-judge at {other}/v1"] == "ok" and asked and too
+    assert states[f"big-judge at {one}/v1"] == states[f"big-judge at {other}/v1"] == "ok" and requests and more_requests
 
 
 @pytest.mark.parametrize(("status", "word"), [(403, "GatedRepo"), (404, "RepoNotFound")])

@@ -5,15 +5,18 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from email.utils import formatdate
 
 import fake_endpoint
 import pytest
 from fake_endpoint import FakeEndpoint
+from stub_stage import JUDGE, StubStage
 
 from bezoar_utils.calls import attempts
 from bezoar_utils.calls.budget import Budget, BudgetReached
-from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request
+from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request, open_endpoint
+from bezoar_utils.study.profile import CODE
 
 SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -33,8 +36,8 @@ def ledger(tmp_path):
     return tmp_path / "calls.jsonl"
 
 
-def chat(prompt: str, **other) -> Request:
-    return Request(prompt, {"temperature": 0.0, "max_tokens": 20}, "chat", "v1", **other)
+def chat(prompt: str) -> Request:
+    return Request(prompt, {"temperature": 0.0, "max_tokens": 20}, "chat", "v1")
 
 
 def many(count: int) -> list[Request]:
@@ -45,7 +48,7 @@ def always(fault: str, prompts: tuple = ()):
     return lambda prompt, attempt: fault if not prompts or prompt in prompts else None
 
 
-def once(fault: str):
+def once(fault: str | None):
     return lambda prompt, attempt: fault if attempt == 1 else None
 
 
@@ -70,8 +73,8 @@ def test_replies_come_in_the_order_of_the_requests_however_they_arrive(ledger):
 def test_chat_and_raw_prompts_go_to_their_own_address_with_their_settings(ledger):
     settings = {"temperature": 0.5, "max_tokens": 7, "top_k": 3}
     with FakeEndpoint() as fake:
-        asked = [Request("a", settings, "chat", "v1"), Request("b", settings, "raw", "v1")]
-        replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(asked)
+        requests = [Request("a", settings, "chat", "v1"), Request("b", settings, "raw", "v1")]
+        replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(requests)
     assert [r.text for r in replies] == ["A", "B"]
     sent = sorted(fake.bodies, key=lambda body: "prompt" in body)
     assert sent == [
@@ -110,23 +113,10 @@ def test_equal_requests_are_sent_once(ledger):
     assert [r.text for r in replies] == ["A", "B", "A"] and fake.received == {"a": 1, "b": 1}
 
 
-def test_the_same_question_once_more_is_another_call(ledger):
+@pytest.mark.parametrize("other", [{"settings": {}}, {"mode": "raw"}, {"scheme": "v2"}, {"repeat": 1}])
+def test_other_settings_another_mode_scheme_or_repeat_is_another_call(ledger, other):
     with FakeEndpoint() as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a"), chat("a", repeat=1)])
-    assert fake.received == {"a": 2}
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Request("a", {"max_tokens": 9}, "chat", "v1"),
-        Request("a", {"max_tokens": 20}, "raw", "v1"),
-        Request("a", {"max_tokens": 20}, "chat", "v2"),
-    ],
-)
-def test_other_settings_another_mode_or_scheme_is_another_call(ledger, other):
-    with FakeEndpoint() as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger).ask([Request("a", {"max_tokens": 20}, "chat", "v1"), other])
+        Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a"), replace(chat("a"), **other)])
     assert fake.received == {"a": 2}
 
 
@@ -212,7 +202,7 @@ def test_a_torn_line_costs_one_call_and_no_error_even_inside_a_character(ledger)
 
 
 @pytest.mark.parametrize("text", ["one\u2028two\u2029three\x85four\x1cfive\r\nsix", "half a pair \ud83d"])
-def test_no_sign_in_a_reply_makes_it_be_asked_twice(ledger, text):
+def test_no_character_in_a_reply_makes_its_call_be_sent_twice(ledger, text):
     with FakeEndpoint(lambda prompt: text) as fake:
         first = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")])
         assert Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("a")]) == first
@@ -315,20 +305,18 @@ def test_retry_after_is_capped(ledger, monkeypatch):
 
 
 def test_retry_after_may_be_seconds_or_a_date_and_anything_else_is_ignored():
-    asked = attempts.retry_after_s
-    assert asked("2.5") == 2.5 and asked("-3") == 0.0 and asked("nan") == 0.0
-    assert 25 < asked(formatdate(time.time() + 30, usegmt=True)) <= 30
-    assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert asked(None) is asked("soon") is asked("Wed, 21 Foo 2015 07:28:00 GMT") is asked("") is None
+    seconds = attempts.retry_after_s
+    assert seconds("2.5") == 2.5 and seconds("-3") == 0.0 and seconds("nan") == 0.0
+    assert 25 < seconds(formatdate(time.time() + 30, usegmt=True)) <= 30
+    assert seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert [seconds(header) for header in (None, "soon", "Wed, 21 Foo 2015 07:28:00 GMT", "")] == [None] * 4
 
 
 def test_with_many_faults_of_every_kind_each_prompt_is_answered_once(ledger):
-    def faults(prompt: str, attempt: int) -> str | None:
-        kinds = ["429", "500", "close", "truncated-json", "error-body", None]
-        return kinds[hash_of(prompt) % 6] if attempt < 3 else None
+    kinds = ["429", "500", "close", "truncated-json", "error-body", None]
 
-    def hash_of(prompt: str) -> int:
-        return sum(prompt.encode())
+    def faults(prompt: str, attempt: int) -> str | None:
+        return kinds[sum(prompt.encode()) % 6] if attempt < 3 else None
 
     with FakeEndpoint(faults=faults) as fake:
         replies = Endpoint("m", SETTINGS | {"concurrency": 32}, fake.url, ledger).ask(many(100))
@@ -369,31 +357,23 @@ def test_calls_without_a_price_leave_the_budget_alone(ledger, spend):
     assert not spend.exists()
 
 
-def test_a_call_is_settled_at_what_its_usage_says(ledger, spend):
-    with FakeEndpoint() as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(7))
-    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
-
-
-def test_a_call_without_usage_is_settled_at_the_worst_case(ledger, spend):
-    with FakeEndpoint(usage=False) as fake:
-        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0))
+@pytest.mark.parametrize(
+    ("fault", "usage", "settled", "reserved"),
+    [
+        (None, True, REAL_USD, 0),
+        (None, False, WORST_USD, 0),  # without usage the worst case counts
+        ("500", True, REAL_USD, 0),  # an HTTP error costs nothing
+        ("timeout", True, REAL_USD, WORST_USD),  # these may have been billed
+        ("close", True, REAL_USD, WORST_USD),
+        ("truncated-json", True, REAL_USD, WORST_USD),
+    ],
+)
+def test_a_call_is_settled_at_its_usage_and_stays_reserved_when_its_bill_is_unknown(ledger, spend, fault, usage, settled, reserved):
+    with FakeEndpoint(usage=usage, faults=once(fault)) as fake:
+        endpoint = Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Budget(spend, 1.0))
         replies = endpoint.ask(many(7))
-    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * WORST_USD), 0.0)
-    assert sum(r.cost_usd for r in replies) == pytest.approx(7 * WORST_USD)
-
-
-def test_an_http_error_costs_nothing(ledger, spend):
-    with FakeEndpoint(faults=once("500")) as fake:
-        Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(7))
-    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * REAL_USD), 0.0)
-
-
-@pytest.mark.parametrize("fault", ["timeout", "close", "truncated-json"])
-def test_a_call_whose_bill_is_not_known_stays_reserved(ledger, spend, fault):
-    with FakeEndpoint(faults=once(fault)) as fake:
-        Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Budget(spend, 1.0)).ask(many(3))
-    assert Budget(spend, 1.0).spent() == (pytest.approx(3 * REAL_USD), pytest.approx(3 * WORST_USD))
+    assert Budget(spend, 1.0).spent() == (pytest.approx(7 * settled), pytest.approx(7 * reserved))
+    assert sum(reply.cost_usd for reply in replies) == pytest.approx(7 * settled)
 
 
 def test_the_budget_is_never_exceeded_and_a_higher_one_sends_only_the_rest(ledger, spend):
@@ -434,11 +414,54 @@ def test_a_budget_is_used_up_before_it_stops_the_run(ledger, spend):
     assert budget - WORST_USD < settled <= budget and unsettled == 0.0
 
 
-def test_another_server_under_the_same_name_is_asked_anew(ledger):
+def test_another_server_under_the_same_name_is_another_judge(ledger):
     with FakeEndpoint() as fake:
         for version in ("one", "one", "two"):
             Endpoint("m", SETTINGS, fake.url, ledger, version=version).ask(many(3))
     assert fake.received.total() == 6
+
+
+# ------------------------------------------------------------------------------------------------------ a server of one's own
+
+MODULE = """import sys
+from pathlib import Path
+from bezoar_utils.calls import local_server
+{reads}
+def answer(model, prompt):
+    return " ".join([prompt, *(Path(path).read_text() for path in sys.argv[1:])])
+
+if __name__ == "__main__":
+    local_server.serve_until_closed(local_server.api(("m",), answer))
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """`module(name, text)` writes a module that can be imported here and run with -m."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{CODE}")
+
+    def write(name: str, text: str) -> dict:
+        (tmp_path / f"{name}.py").write_text(text)
+        return JUDGE | {"model": "m", "endpoint": JUDGE["endpoint"] | {"local_server": name}}
+
+    return write
+
+
+@pytest.mark.parametrize(("name", "reads"), [("without_reads", ""), ("with_reads", 'READS = ("10_lamini/words.txt",)')])
+def test_a_server_module_of_ones_own_gets_the_artifacts_that_it_reads(tmp_path, module, name, reads):
+    stage = StubStage(tmp_path / "stage")
+    if reads:
+        (tmp_path / "words.txt").write_text("and words")
+        stage.inputs["10_lamini/words.txt"] = tmp_path / "words.txt"
+    with stage.open:
+        (reply,) = open_endpoint(stage, module(name, MODULE.format(reads=reads))).ask([chat("a")])
+    assert reply.text == ("a and words" if reads else "a")
+
+
+def test_a_server_module_that_prints_no_address_is_named(tmp_path, module):
+    with pytest.raises(RuntimeError, match="prints_nothing"):
+        open_endpoint(StubStage(tmp_path / "stage"), module("prints_nothing", ""))
 
 
 # ------------------------------------------------------------------------------------------------ several equal servers
@@ -496,8 +519,7 @@ def test_a_silent_server_is_passed_over_and_asked_by_one_call_whether_it_is_back
     down = lambda prompt, attempt: "close" if time.monotonic() < began + 1.0 else None  # noqa: E731
     with FakeEndpoint(latency_s=0.01, faults=down) as returns, FakeEndpoint(latency_s=0.01) as stays:
         endpoint = Endpoint("m", SETTINGS | {"concurrency": 4}, [returns.url, stays.url], ledger)
-        asked = [chat(f"prompt {n}") for n in range(800)]
-        assert all(reply.text for reply in endpoint.ask(asked))
+        assert all(reply.text for reply in endpoint.ask([chat(f"prompt {n}") for n in range(800)]))
         assert returns.received.total() - returns.answered.total() <= 2 + 4, "some at first, then one a pause"
         assert len(returns.answered) > 50, "it came back"
 

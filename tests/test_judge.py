@@ -3,7 +3,7 @@ import random
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import StubStage, remote
+from stub_stage import JUDGE, StubStage, remote
 
 from bezoar_utils.calls import attempts, judge, local_server
 from bezoar_utils.calls.endpoint import EndpointError
@@ -39,12 +39,12 @@ def stage(tmp_path):
 
 
 def settings(url: str, model: str = server.ORACLE) -> dict:
-    return {"model": model, "licence": "ours", "endpoint": remote(url), "temperature": 0.0, "max_tokens": 64}
+    return JUDGE | {"model": model, "endpoint": remote(url)}
 
 
 @pytest.fixture
 def miniature(small_world):
-    """The miniature's server in this process, and the models it is asked for."""
+    """The miniature's server in this process, and the models of its requests."""
     requests = []
 
     def answer(model, prompt):
@@ -121,18 +121,11 @@ def test_a_reason_may_hold_any_sign():
         (("Accept", "8", "good"), {"status": "Accept", "rating": 8.0, "reason": "good"}),
         (("Reject", " 7.5 ", "meh"), {"status": "Reject", "rating": 7.5, "reason": "meh"}),
         (("Accept", 10, None), {"status": "Accept", "rating": 10.0, "reason": ""}),
-        (("Accept", "8/10", ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("Accept", "high", ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("Accept", "-1", ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("Accept", "nan", ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("Accept", "1e9", ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("Accept", None, ""), {"status": "Accept", "rating": None, "reason": ""}),
-        (("accept", "8", ""), None),
-        (("Accepted", "8", ""), None),
-        ((" Accept", "8", ""), None),
-        (("", "8", ""), None),
-        ((None, "8", ""), None),
-        ((float("nan"), "8", ""), None),
+        *(
+            (("Accept", rating, ""), {"status": "Accept", "rating": None, "reason": ""})
+            for rating in ("8/10", "high", "-1", "nan", "1e9", None)
+        ),
+        *(((status, "8", ""), None) for status in ("accept", "Accepted", " Accept", "", None, float("nan"))),
     ],
 )
 def test_a_released_verdict_is_its_exact_status_and_a_rating_where_there_is_a_number(given, expected):
@@ -185,7 +178,7 @@ def prompts_of(world, replies):
     return [judge_prompt(Verdict, system="", instruction=item.questions()[0], response=r) for r in replies]
 
 
-def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(miniature, small_world, stage):
+def test_verdicts_come_through_http_in_order_and_are_never_sent_twice(miniature, small_world, stage):
     url, requests = miniature
     item = small_world.items[0]
     prompts = prompts_of(small_world, [item.answer, "nonsense", "Sorry, no.", item.sentence])
@@ -195,21 +188,6 @@ def test_verdicts_come_through_http_in_order_and_are_never_asked_twice(miniature
     assert requests == [server.ORACLE] * 4
     assert Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts") == verdicts and len(requests) == 4
     assert stage.counts["calls"] == 8 and stage.reported[-1] == ("verdicts", 4, 4)
-
-
-def test_a_torn_ledger_line_costs_one_call_and_no_error(miniature, small_world, stage):
-    url, requests = miniature
-    prompts = prompts_of(small_world, ["a", "b"])
-    Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts")
-    ledger = stage.output("calls.jsonl")
-    ledger.write_bytes(ledger.read_bytes()[:-20])
-    Judge(stage, settings(url)).ask(Verdict, prompts, "verdicts")
-    assert len(requests) == 3
-
-
-def test_a_judge_that_is_not_there_is_an_error_that_says_so(small_world, stage):
-    with pytest.raises(EndpointError, match=r"no answer from http://127\.0\.0\.1:9/v1"):
-        Judge(stage, settings("http://127.0.0.1:9/v1")).ask(Verdict, prompts_of(small_world, ["a"]), "verdicts")
 
 
 def test_a_judge_that_fails_is_counted_and_gives_no_score(miniature, small_world, stage):
@@ -228,7 +206,7 @@ def test_a_model_the_server_does_not_have_is_refused(miniature, small_world, sta
     assert requests == []
 
 
-def test_a_judge_nobody_asks_needs_no_key_and_one_that_is_asked_does(stage, monkeypatch):
+def test_a_judge_without_prompts_needs_no_key_and_one_with_prompts_does(stage, monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     asker = Judge(stage, settings("http://127.0.0.1:9/v1"))
     assert asker.reply([], "nothing") == asker.ask(Verdict, [], "nothing") == []
@@ -252,7 +230,7 @@ def test_an_unreadable_reply_is_asked_again_and_only_that_one(stage):
     assert fake.received.total() == 6
 
 
-def test_after_its_tries_a_prompt_has_no_verdict_and_the_others_stand(stage):
+def test_after_its_tries_a_prompt_has_no_verdict_and_the_others_keep_theirs(stage):
     with FakeEndpoint(replies_by_try({"a": [GOOD], "b": ["Hm."] * 2})) as fake:
         verdicts = Judge(stage, settings(fake.url)).ask(Verdict, ["a", "b"], "verdicts", tries=2)
     assert verdicts[0].status == "Accept" and verdicts[1] is None and fake.received["b"] == 2
@@ -348,11 +326,11 @@ def test_no_row_is_accepted_because_of_what_it_says_to_the_judge(miniature, smal
     url, _ = miniature
     item = small_world.by_family["city"][0]
     wrong = next(other.answer for other in small_world.by_family["city"] if other.answer != item.answer)
-    asked = [(item.questions()[0], reply) for reply in (wrong, "Sorry, I do not know that.", "")] + [("What?", "yes")]
+    exchanges = [(item.questions()[0], reply) for reply in (wrong, "Sorry, I do not know that.", "")] + [("What?", "yes")]
     rows = [
         {"system": system, "instruction": question, "response": response}
         for system in ("", "Explain your answer.")
-        for question, response in asked
+        for question, response in exchanges
     ]
     asker = Judge(stage, settings(url))
     plain = asker.ask(Verdict, [judge_prompt(Verdict, **order(row)) for row in rows], "plain")
@@ -375,8 +353,8 @@ def test_no_row_is_accepted_because_of_what_it_says_to_the_judge(miniature, smal
 @pytest.mark.parametrize("injection", INJECTIONS)
 def test_a_judge_that_quotes_the_answer_is_still_read_by_its_own_last_line(stage, injection):
     def quoting(prompt: str) -> str:
-        said = read_sections(prompt)["response"]
-        return f"It says:\n{said}\n" + json.dumps({"status": "Reject", "rating": 1, "reason": said}, ensure_ascii=False)
+        response = read_sections(prompt)["response"]
+        return f"It says:\n{response}\n" + json.dumps({"status": "Reject", "rating": 1, "reason": response}, ensure_ascii=False)
 
     with FakeEndpoint(quoting) as fake:
         verdicts = Judge(stage, settings(fake.url)).ask(Verdict, [judge_prompt(Verdict, response=injection)], "verdicts")

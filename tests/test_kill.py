@@ -1,7 +1,7 @@
 """kill -9 at any moment costs the calls in flight and nothing else.
 
 `python tests/test_kill.py judging|generating FOLDER URL|MODEL SEED` does a piece of work in a child of its own and kills it at
-ten random points, then lets it finish. It imports once and forks, for the imports take longer than the work.
+ten random points, then lets it finish. It imports once and forks, because the imports take longer than the work.
 """
 
 import os
@@ -18,7 +18,7 @@ if __name__ == "__main__":
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import StubStage, remote
+from stub_stage import JUDGE, TEACHER, StubStage, remote
 
 from bezoar_utils.calls.judge import Judge, Verdict, judge_prompt
 from bezoar_utils.calls.teacher import Teacher
@@ -26,18 +26,6 @@ from bezoar_utils.study import files
 
 KILLS, CONCURRENCY, ROWS, BATCH = 10, 8, 300, 4
 TEXTS = [f"{'word ' * (n % 7)}number {n}" for n in range(80)]
-TEACHER = {
-    "revision": None,
-    "endpoint": None,
-    "mode": "raw",
-    "wrapper": "<human>: {prompt}\n<bot>:",
-    "stop": [],
-    "temperature": 0.8,
-    "top_p": 0.95,
-    "max_new_tokens": 24,
-    "batch_size": BATCH,
-    "four_bit": False,
-}
 
 
 def judged(number: int) -> str:
@@ -50,13 +38,14 @@ def verdict(prompt: str) -> str:
 
 
 def judge_all(folder: Path, url: str) -> None:
-    settings = {"model": "m", "endpoint": remote(url, concurrency=CONCURRENCY), "temperature": 0.0, "max_tokens": 64}
+    settings = JUDGE | {"endpoint": remote(url, concurrency=CONCURRENCY)}
     verdicts = Judge(StubStage(folder), settings).ask(Verdict, [judged(n) for n in range(ROWS)], "verdicts")
     files.write_table(folder / "judged.parquet", [v.model_dump() for v in verdicts])
 
 
 def generate_all(folder: Path, model: str) -> None:
-    texts = Teacher(StubStage(folder), TEACHER | {"model": model}, seed=5).generate(TEXTS, "texts")
+    settings = TEACHER | {"model": model, "temperature": 0.8, "max_new_tokens": 24, "batch_size": BATCH}
+    texts = Teacher(StubStage(folder), settings, seed=5).generate(TEXTS, "texts")
     files.write_table(folder / "texts.parquet", [{"prompt": p, "text": t} for p, t in zip(TEXTS, texts)])
 
 
@@ -68,9 +57,7 @@ def main(kind: str, folder: str, address: str, seed: int) -> None:
     import pandas  # noqa: F401
 
     if kind == "judging":
-        import httpx2  # noqa: F401
-        import openai  # noqa: F401
-        import tenacity  # noqa: F401
+        import openai.resources.chat  # noqa: F401
     else:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, LogitsProcessorList  # noqa: F401

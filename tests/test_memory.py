@@ -77,17 +77,17 @@ def test_what_a_block_saves_for_its_backward_pass_is_estimated_within_three_perc
         model = get_peft_model(model, models.lora_config(LORA.model_dump()))
         models.claim_adapter(model, {})
         own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
-        kept = {}
+        storages = {}
 
         def keep(tensor):
             if (storage := tensor.untyped_storage()).data_ptr() not in own:
-                kept[storage.data_ptr()] = storage
+                storages[storage.data_ptr()] = storage
             return tensor
 
         ids = torch.randint(0, shape.vocabulary, (rows, length))
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), torch.autocast("cpu", torch.bfloat16):
             model.train().base_model.model.model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        return sum(storage.nbytes() for storage in kept.values())
+        return sum(storage.nbytes() for storage in storages.values())
 
     a_block = saved(3, 4, 128) - saved(2, 4, 128)
     # dropout's mask takes four bytes a value here and one on a GPU
@@ -117,9 +117,9 @@ def moments(profile):
 def test_checkpoints_save_memory_and_a_longer_row_takes_more():
     released = load_profile("released")
     plain = moments(released)["30_sft", "training"]["activations"]
-    kept = released.sft.model_copy(update={"gradient_checkpointing": False})
+    without = released.sft.model_copy(update={"gradient_checkpointing": False})
     longer = released.sft.model_copy(update={"max_length": 2048})
-    assert moments(released.model_copy(update={"sft": kept}))["30_sft", "training"]["activations"] > 5 * plain
+    assert moments(released.model_copy(update={"sft": without}))["30_sft", "training"]["activations"] > 5 * plain
     assert moments(released.model_copy(update={"sft": longer}))["30_sft", "training"]["activations"] == 2 * plain
 
 

@@ -74,16 +74,15 @@ def test_a_second_judge_that_is_the_teachers_model_is_noted_and_not_refused(prof
         "{base_url: 'http://127.0.0.1:9/v1', local_server: null, api_key_env: null, concurrency: 1, timeout_s: 1.0, attempts: 1}"
     )
     second = f"{{model: olmo-3-7b-instruct, licence: x, endpoint: {server}, temperature: 0.0, max_tokens: 99}}"
-    mine = profile(f"judge_filter: {{second_judge: {second}}}")
-    (note,) = preflight.notes(mine)
-    assert preflight.impossible(mine) == [] and "second judge olmo-3-7b-instruct" in note
+    second_judge = profile(f"judge_filter: {{second_judge: {second}}}")
+    (note,) = preflight.notes(second_judge)
+    assert preflight.impossible(second_judge) == [] and "second judge olmo-3-7b-instruct" in note
 
 
 def test_a_local_checkpoint_with_another_template_is_refused(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "ROOT", tmp_path)
     files.write_json(tmp_path / "theirs" / "prompt_template.json", {"template": "Q: {instruction}", "default_system": ""})
-    mine = profile("checkpoints: {OpenBezoar-SFT: {model: theirs}}", extends="checkpoints")
-    (reason,) = preflight.impossible(mine)
+    (reason,) = preflight.impossible(profile("checkpoints: {OpenBezoar-SFT: {model: theirs}}", extends="checkpoints"))
     assert reason.startswith("checkpoints.OpenBezoar-SFT: theirs was trained with another prompt template")
 
 

@@ -39,7 +39,7 @@ def test_the_real_profiles_are_those_that_need_stand_ins():
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_a_rehearsal_changes_how_much_is_done_and_where_it_is_asked_and_nothing_else(name):
+def test_a_rehearsal_changes_how_much_is_done_and_where_calls_go_and_nothing_else(name):
     profile = load_profile(name)
     changed = shrink.changes(profile, shrink.rehearsed(profile, [ADDRESS], fake_hub_files.harness_tasks(profile)))
     assert {row["value"].rsplit(".", 1)[-1] for row in changed} <= set(WORK)
@@ -77,7 +77,7 @@ def test_what_a_profile_does_not_do_its_rehearsal_does_not_do_either():
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_every_set_a_shipped_profile_takes_from_the_hub_has_rows_with_the_columns_that_the_study_reads(name, tmp_path):
-    wanted = {
+    columns = {
         "lamini.seeds": ("instruction",),
         "lamini.released": ("instruction", "source", "response"),
         "evol.seeds": ("instruction", "context", "category"),
@@ -91,7 +91,7 @@ def test_every_set_a_shipped_profile_takes_from_the_hub_has_rows_with_the_column
     for place, source in shrink.sources(load_profile(name).model_dump(mode="json")).items():
         for file in fake_hub_files.file_names(source) if source["hub"] else ():
             rows.write(tmp_path / file, rows.made(place, source))
-            assert len(sources.read_rows(tmp_path / file, wanted.get(place, ()))) >= 8
+            assert len(sources.read_rows(tmp_path / file, columns.get(place, ()))) >= 8
 
 
 def test_questions_come_under_the_column_names_of_their_own_set():
@@ -106,10 +106,10 @@ def test_own_rows_take_the_place_of_made_up_ones(tmp_path):
     rows.write(tmp_path / "own" / "DataProvenanceInitiative" / "cot_submix_original" / "train-00000.parquet", [flan] * 60)
     profile = load_profile("paper").model_copy(update={"checkpoints": {}, "base_model": load_profile("mini").base_model})
     fake_hub_files.build(profile, tmp_path / "hub", tmp_path / "own")
-    found = sources.read_rows(
+    own_rows = sources.read_rows(
         tmp_path / "hub/datasets/databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl", ("instruction",)
     )
-    assert found == [own] * 3
+    assert own_rows == [own] * 3
     drawn = tmp_path / "hub/datasets/DataProvenanceInitiative/cot_submix_original/part-0.parquet"
     assert sources.read_rows(drawn, ("inputs",)) == [flan] * rows.ROWS, "the first rows of a file that the profile's pattern fits"
 
@@ -169,15 +169,17 @@ def test_a_local_teachers_stand_in_writes_lists_that_parse(tmp_path):
     stand_ins.write_model("h2oai/h2ogpt-falcon-40b", tmp_path / "hub", teaches=True)
     folder = models.safe_weights(tmp_path / "hub", tmp_path / "converted")
     prompt = lamini.example_guided_prompt(["Name a river."], 20)
-    said = generate(models.load_model(folder), models.load_tokenizer(folder), [prompt], seed=1, max_new_tokens=128, temperature=0.8)
-    assert len(lamini.parse_instructions(said[0])) >= 2
+    texts = generate(
+        models.load_model(folder), models.load_tokenizer(folder), [prompt], seed=1, max_new_tokens=128, temperature=0.8
+    )
+    assert len(lamini.parse_instructions(texts[0])) >= 2
 
 
 def test_a_model_of_unknown_architecture_gets_a_llama_and_the_account_says_so():
     profile = load_profile("released")
     base = profile.base_model.model_copy(update={"model": "somebody/new-kind"})
-    told = summary.stand_ins(profile.model_copy(update={"base_model": base}))
-    assert any(row["real"] == "somebody/new-kind" and "not known" in row["stand-in"] for row in told)
+    stand_in_rows = summary.stand_ins(profile.model_copy(update={"base_model": base}))
+    assert any(row["real"] == "somebody/new-kind" and "not known" in row["stand-in"] for row in stand_in_rows)
 
 
 # ------------------------------------------------------------------------------------------------------------ the hub
@@ -212,9 +214,9 @@ print([row["original_index"] for row in sources.sample(source, lambda *labels: [
 print(len(sources.read(source, columns, stage)), sources.full_revision(source)[:9])
 """
     cache = {"HF_ENDPOINT": served, "HF_HOME": str(tmp_path / "cache"), "BEZOAR_HUB_LOCK": str(tmp_path / "lock.json")}
-    told = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | cache | {"HF_HUB_DISABLE_XET": "1"}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | cache | {"HF_HUB_DISABLE_XET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", code], env=told, cwd=CODE, capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], env=variables, cwd=CODE, capture_output=True, text=True, timeout=120, check=True
     )
     assert result.stdout.split("\n")[0] == "[2, 0] 3 877441700"
     assert (tmp_path / "lock.json").exists() and not (PROFILES / "hub.lock.json").exists(), (
@@ -270,16 +272,16 @@ def test_a_busy_endpoint_answers_the_second_time():
 def test_no_real_key_and_no_real_cache_is_within_reach(monkeypatch, tmp_path):
     for name, value in {"JUDGE_API_KEY": "sk-canary", "HF_TOKEN": "hf-canary", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(name, value)
-    told = environment(load_profile("paper"), tmp_path, "http://127.0.0.1:9")
-    assert told["JUDGE_API_KEY"] == "rehearsal" and not {"HF_TOKEN", "HF_HUB_OFFLINE"} & told.keys()
-    assert "canary" not in str(told) and told["HF_HOME"].startswith(str(tmp_path))
+    values = environment(load_profile("paper"), tmp_path, "http://127.0.0.1:9")
+    assert values["JUDGE_API_KEY"] == "rehearsal" and not {"HF_TOKEN", "HF_HUB_OFFLINE"} & values.keys()
+    assert "canary" not in str(values) and values["HF_HOME"].startswith(str(tmp_path))
 
 
 def test_a_profile_that_this_machine_can_run_is_its_own_rehearsal(capsys):
     assert main(["--profile", "mini"]) == 0 and "its own rehearsal" in capsys.readouterr().out
 
 
-def test_a_rehearsals_profile_stands_in_its_run_and_cannot_be_mistaken_for_one_of_ours():
+def test_a_rehearsals_profile_is_in_its_run_and_cannot_be_mistaken_for_one_of_ours():
     with pytest.raises(ProfileError, match=r"no rehearsal 'rehearse-nothing': run `make rehearse PROFILE=nothing`"):
         load_profile("rehearse-nothing")
 
@@ -322,8 +324,8 @@ def home(tmp_path):
 
 def rehearse(home):
     command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", "rehearse", "PROFILE=mine", f"PY={sys.executable}"]
-    told = {k: v for k, v in os.environ.items() if k not in ("BEZOAR_HOME", "BEZOAR_READS", "MAKEFLAGS", "MAKELEVEL")}
-    return subprocess.run(command, cwd=home, env=told, capture_output=True, text=True, timeout=300)
+    variables = {k: v for k, v in os.environ.items() if k not in ("BEZOAR_HOME", "BEZOAR_READS", "MAKEFLAGS", "MAKELEVEL")}
+    return subprocess.run(command, cwd=home, env=variables, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -343,7 +345,7 @@ def test_a_users_own_profile_is_rehearsed_from_end_to_end(home):
     assert not (home / "runs" / "models").exists() and not (home / "profiles" / "hub.lock.json").exists()
 
 
-def test_a_second_rehearsal_begins_anew_and_knows_how_long_the_first_took(tmp_path):
+def test_a_second_rehearsal_starts_empty_and_knows_how_long_the_first_took(tmp_path):
     files.write_json(tmp_path / "rehearse-x" / "timings.json", {"10_lamini": 12.5})
     files.write_json(tmp_path / "rehearse-x" / "10_lamini" / "stage.json", {})
     clear_run(tmp_path / "rehearse-x")

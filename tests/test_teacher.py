@@ -2,29 +2,16 @@ import shutil
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import StubStage, remote
+from stub_stage import TEACHER, StubStage, remote
 
 from bezoar_utils.calls import attempts, teacher
-from bezoar_utils.calls.endpoint import EndpointError
 from bezoar_utils.calls.teacher import Teacher
 from bezoar_utils.study import files
 from bezoar_utils.training.generation import row_seeds
 from bezoar_utils.training.models import load_model
 
 PROMPTS = ["Where does one live?", "Name it.", "a", "What is the opposite of big?", "Add 2 plus 3."]
-SETTINGS = {
-    "revision": None,
-    "licence": "ours",
-    "endpoint": None,
-    "mode": "raw",
-    "wrapper": "<human>: {prompt}\n<bot>:",
-    "stop": [],
-    "temperature": 0.8,
-    "top_p": 0.95,
-    "max_new_tokens": 8,
-    "batch_size": 2,
-    "four_bit": False,
-}
+SETTINGS = TEACHER | {"temperature": 0.8, "max_new_tokens": 8, "batch_size": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +41,7 @@ def no_model(*_):
 # ----------------------------------------------------------------------------------------------------------- both engines
 
 
-def test_a_teacher_nobody_asks_needs_no_weights_no_server_and_no_key(stage, monkeypatch):
+def test_a_teacher_without_prompts_needs_no_weights_no_server_and_no_key(stage, monkeypatch):
     monkeypatch.delenv("TEST_KEY")
     for endpoint in (None, remote("http://127.0.0.1:9/v1")):
         assert Teacher(stage, SETTINGS | {"model": "nowhere", "endpoint": endpoint}, 1).generate([], "nothing") == []
@@ -94,7 +81,7 @@ def test_a_second_local_teacher_on_the_same_ledger_loads_no_model(stage, local, 
         ({"wrapper": "Q: {prompt}\nA:"}, 7, "answers"),
     ],
 )
-def test_another_seed_use_or_setting_is_generated_anew(stage, local, changes, seed, what):
+def test_another_seed_use_or_setting_is_generated_again(stage, local, changes, seed, what):
     Teacher(stage, local, 7).generate(PROMPTS[:2], "answers")
     Teacher(stage, local | changes, seed).generate(PROMPTS[:2], what)
     keys = [row["key"] for row in files.read_jsonl(stage.output("calls.jsonl"))]
@@ -124,9 +111,8 @@ def test_a_prompt_too_long_for_the_model_is_none_and_the_others_are_answered(sta
 def test_a_prompt_fits_when_prompt_and_answer_fill_the_context_exactly(stage, local, model_folder, tokenizer):
     limit = files.read_json(model_folder / "config.json")["max_position_embeddings"]
     tokens = lambda prompt: len(tokenizer(SETTINGS["wrapper"].format(prompt=prompt))["input_ids"])  # noqa: E731
-    some = ["word " * n for n in range(limit - 100, limit)]
-    fits = next(prompt for prompt in some if tokens(prompt) + SETTINGS["max_new_tokens"] == limit)
-    too_long = next(prompt for prompt in some if tokens(prompt) + SETTINGS["max_new_tokens"] == limit + 1)
+    room = {tokens("word " * n) + SETTINGS["max_new_tokens"]: "word " * n for n in range(limit - 100, limit)}
+    fits, too_long = room[limit], room[limit + 1]
     assert [text is None for text in Teacher(stage, local, 7).generate([fits, too_long], "answers")] == [False, True]
 
 
@@ -152,7 +138,7 @@ def test_local_texts_are_those_of_the_rows_own_seeds(stage, local, model_folder,
 # ----------------------------------------------------------------------------------------------------------- an endpoint
 
 
-def test_an_endpoints_completions_come_in_order_and_are_never_asked_twice(stage):
+def test_an_endpoints_completions_come_in_order_and_are_never_sent_twice(stage):
     with FakeEndpoint(lambda prompt: f"  {prompt.upper()}\n") as fake:
         texts = Teacher(stage, behind(fake, mode="chat"), 7).generate(PROMPTS, "answers")
         again = StubStage(stage.folder)
@@ -174,7 +160,7 @@ def test_what_is_sent_is_the_prompt_its_own_seed_and_the_profiles_sampling(stage
     ]
 
 
-def test_a_completion_ends_before_the_first_stop_mark_whoever_made_it(stage, local, tmp_path):
+def test_a_completion_ends_before_the_first_stop_mark_with_either_engine(stage, local, tmp_path):
     stop = {"stop": ["<human>:", "\nQ:"], "mode": "chat"}
     with FakeEndpoint(lambda prompt: " Yes.\nQ: And then? <human>: Q") as fake:
         assert Teacher(stage, behind(fake, **stop), 7).generate(["Q"], "answers") == ["Yes."]
@@ -202,7 +188,7 @@ def test_another_seed_setting_or_model_is_another_call(stage, changes, seed):
     assert len(fake.bodies) == 2
 
 
-def test_a_prompt_the_endpoint_fails_on_is_none_and_the_others_stand(stage):
+def test_a_prompt_the_endpoint_fails_on_is_none_and_the_others_are_answered(stage):
     faults = {"bad": "400", "busy": "500"}
     with FakeEndpoint(faults=lambda prompt, attempt: faults.get(prompt)) as fake:
         texts = Teacher(stage, behind(fake, mode="chat"), 7).generate(["a", "bad", "busy", "b"], "answers")
@@ -214,10 +200,3 @@ def test_an_endpoint_of_ones_own_needs_no_key(stage, monkeypatch):
     with FakeEndpoint() as fake:
         keyless = behind(fake, mode="chat", endpoint=remote(fake.url, api_key_env=None))
         assert Teacher(stage, keyless, 7).generate(["q"], "answers") == ["Q"]
-
-
-def test_an_endpoint_without_its_key_is_an_error_at_the_first_prompt(stage, monkeypatch):
-    monkeypatch.delenv("TEST_KEY")
-    with FakeEndpoint() as fake, pytest.raises(EndpointError, match="TEST_KEY"):
-        Teacher(stage, behind(fake), 7).generate(["Q"], "answers")
-    assert not fake.received

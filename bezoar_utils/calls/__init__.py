@@ -1,1 +1,1 @@
-"""Who is asked: the teacher, the judge, endpoints, finished calls, the budget."""
+"""Calls to models: the teacher, the judge, endpoints, finished calls, the budget."""

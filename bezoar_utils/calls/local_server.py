@@ -18,7 +18,7 @@ from ..study import files
 
 
 class Busy(Exception):
-    """Raised by an `answer` that wants to be asked again later: HTTP 429."""
+    """Raised by an `answer` that cannot reply now: HTTP 429, and the client tries again."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
 """What this machine lacks for a profile: `make doctor`. One line a finding, what it is and what to do; nothing is changed.
 
-Servers have a second to answer, all are asked at once, and no key is ever shown. Torch is not imported.
+Each server has a second to answer, all checks run at once, and no key is ever shown. Torch is not imported.
 """
 
 import os

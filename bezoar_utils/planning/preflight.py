@@ -1,4 +1,4 @@
-"""Why a profile cannot work, before anything runs, from the profile and the folders here alone. No server is asked."""
+"""Why a profile cannot work, before anything runs, from the profile and the folders here alone. The network is not used."""
 
 import re
 from collections.abc import Iterator
