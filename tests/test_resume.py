@@ -152,7 +152,7 @@ def test_a_full_disk_is_named_and_the_last_whole_checkpoint_stays(tmp_path, mode
 
     monkeypatch.setattr(torch, "save", save)
     with pytest.raises(loop.TrainingError, match=r"no space left on the disk.*step 3 is whole: free some and run again"):
-        train("sft", tmp_path, model_folder, steps=None, epochs=1.0, warmup_steps=100)
+        train("sft", tmp_path, model_folder)
     assert loop.newest_complete(tmp_path).name == "checkpoint-3"
     monkeypatch.setattr(torch, "save", real)
     shutil.rmtree(tmp_path / "adapter", ignore_errors=True)

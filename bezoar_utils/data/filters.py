@@ -1,6 +1,7 @@
 """What must not reach training: rows the judge refused, copies, near copies, and rows that overlap with the evaluation."""
 
 import re
+from collections.abc import Iterable
 
 REASONS = ("judge_failed", "judge_rejected", "copy", "near_copy", "names_held_out_subject", "overlaps_evaluation")
 EXACT_UP_TO = 5_000  # texts; up to here comparing all of them is about as fast as MinHashLSH (benchmarks/near_copies.py)
@@ -23,7 +24,7 @@ class NearCopies:
     because four words in order are common: 2 x 4 / (5 + 5) = 0.8. "name a lake" is not: 2 x 1 / (5 + 3) = 0.25.
     """
 
-    def __init__(self, threshold: float, texts: list[str] = (), exact_up_to: int = EXACT_UP_TO):
+    def __init__(self, threshold: float, texts: Iterable[str] = (), exact_up_to: int = EXACT_UP_TO):
         self.cutoff = threshold - 1e-7  # a little less, because rapidfuzz's rounding otherwise misses 0.6 and 0.8
         self.exact_up_to = exact_up_to
         self.letters: dict[str, int] = {}
@@ -43,8 +44,9 @@ class NearCopies:
         from rapidfuzz.distance import Indel
 
         letters = self._letters(text)
-        options = {"scorer": Indel.normalized_similarity, "score_cutoff": self.cutoff, "processor": None}
-        return any(process.extractOne(letters, group, **options) for group in self._candidates(letters))
+        similarity, cutoff = Indel.normalized_similarity, self.cutoff
+        groups = self._candidates(letters)
+        return any(process.extractOne(letters, group, scorer=similarity, score_cutoff=cutoff) for group in groups)
 
     def _candidates(self, letters: str):
         if self.word_sets:

@@ -49,6 +49,6 @@ def preference_pairs(rows: list[dict]) -> tuple[list[dict], dict[str, int]]:
         pair, reason = preference_pair(row)
         if pair:
             pairs.append(pair)
-        else:
+        elif reason:
             dropped[reason] += 1
     return pairs, dropped

@@ -24,7 +24,7 @@ from ..study.profile import ROOT
 # {"owner/name": revision} for revisions of which a profile knows only the beginning, {"owner/name@revision": files} for
 # patterns. A rehearsal has a lock of its own, because its revisions are made up.
 LOCK = Path(os.environ.get("BEZOAR_HUB_LOCK", ROOT / "profiles" / "hub.lock.json"))
-LABELS = {"task_name": str, "template_type": str}  # what FLAN rows are sampled by
+LABELS: dict[str, type] = {"task_name": str, "template_type": str}  # what FLAN rows are sampled by
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a mapping", bool: "true or false"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell one, but no UTF-8 file can hold it
 
@@ -291,7 +291,8 @@ def sample_parquet(opened: list, choose, columns: dict[str, type] | tuple[str, .
     """
     import pyarrow.parquet as pq
 
-    kinds, parquets, labels = LABELS | _kinds(columns), [], {label: [] for label in LABELS}
+    kinds, parquets = LABELS | _kinds(columns), []
+    labels: dict[str, list[str]] = {label: [] for label in LABELS}
     for file in opened:
         name, first = getattr(file, "path", file), len(labels["task_name"])
         with _named(name):

@@ -21,7 +21,7 @@ def render_prompt(instruction: str, system: str = "", history: list[tuple[str, s
     `history` holds earlier (instruction, response) turns; each later turn repeats the instruction and response headers
     under the one system message (ours).
     """
-    turns = [*(history or []), (instruction, None)]
+    turns = [*(history or []), (instruction, "")]
     text = TEMPLATE.format(system=system or DEFAULT_SYSTEM, instruction=turns[0][0])
     for (_, reply), (question, _) in pairwise(turns):
         text += reply + NEXT_TURN.format(instruction=question)
