@@ -308,7 +308,7 @@ def forget() -> None:
 
 
 def flops_a_token(shape: dict, lengths: list[int], reference: bool) -> float:
-    """Of training with a frozen base, as reckoned at the top of this file."""
+    """Of training with a frozen base, as estimated at the top of this file."""
     hidden, layers = shape["hidden_size"], shape["num_hidden_layers"]
     weights = layers * (4 * hidden**2 + 3 * hidden * shape["intermediate_size"]) + hidden * shape["vocab_size"]
     length = sum(n * n for n in lengths) / sum(lengths)  # of the row that an average token stands in
