@@ -293,7 +293,7 @@ def test_a_stage_of_a_rehearsal_is_no_finished_stage_of_the_real_profile(tmp_pat
     record = {"stage": "10_lamini", "rehearsal_of": "paper", "profile": "rehearse-paper", "parameters": parameters}
     files.write_json(tmp_path / "paper" / "10_lamini" / "stage.json", record)
     assert stage.stale_reason("10_lamini", "paper", parameters) == "made by a rehearsal"
-    with pytest.raises(ValueError, match="paper holds stages of a rehearsal.*: 10_lamini"):
+    with pytest.raises(ValueError, match=r"paper holds stages of a rehearsal.*: 10_lamini"):
         pages.write_report("paper")
 
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
+from typing import Any
 
 from .ledger import HOPELESS
 
@@ -40,10 +41,11 @@ def status_error(status: int, text: str, retry_after: str | None, where: str) ->
 
 def retry_after_s(header: str | None) -> float | None:
     """Seconds from now that a Retry-After header asks for, as a number or as a date; None when it is neither."""
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, float(header))
-    with contextlib.suppress(ValueError, TypeError, OverflowError):
-        return max(0.0, mktime_tz(parsedate_tz(header)) - time.time())
+    with contextlib.suppress(ValueError, OverflowError):
+        return max(0.0, float(header or ""))
+    with contextlib.suppress(ValueError, OverflowError):
+        if date := parsedate_tz(header or ""):
+            return max(0.0, mktime_tz(date) - time.time())
     return None
 
 
@@ -59,7 +61,7 @@ class Address:
     """One of several equal servers. `silent_until` is a time of the monotonic clock, 0.0 while the server answers."""
 
     url: str
-    client: object
+    client: Any
     in_flight: int = 0
     silent_until: float = 0.0
 

@@ -201,6 +201,7 @@ class Endpoint:
                     return self._give_up(call, unanswered)
                 pause = pause_s(unanswered, attempt)
             await calls.pause(pause)
+        raise AssertionError("the last attempt has an answer or is given up")
 
     def _give_up(self, call: _Call, unanswered: Unanswered) -> dict:
         if unanswered.silent and not self._has_answered:
@@ -231,6 +232,7 @@ class Endpoint:
 
     async def _reserve(self, usd: float, addresses: list[Address]) -> str:
         """Money for one call. While calls are in flight a full budget is waited for: they cost less than their worst case."""
+        assert self.budget
         while True:
             try:
                 return self.budget.reserve(usd)
@@ -240,7 +242,7 @@ class Endpoint:
             await asyncio.sleep(BUDGET_WAIT_S)
 
     def _settle(self, call: _Call, usd: float) -> None:
-        if call.ticket:
+        if call.ticket and self.budget:
             self.budget.settle(call.ticket, usd)
 
     async def _completion(self, address: Address, call: _Call):
@@ -313,8 +315,7 @@ def _tokens(completion) -> tuple[int, int] | None:
 
 
 def _reply(row: dict) -> Reply:
-    amounts = (row.get(k, 0) for k in ("tokens_in", "tokens_out", "cost_usd"))
-    return Reply(row.get("text"), row.get("failure", ""), *amounts, row.get("note", ""))
+    return Reply(**{"text": None} | {name: row[name] for name in Reply.__dataclass_fields__ if name in row})
 
 
 def _run_in_thread(calls) -> None:
@@ -323,6 +324,7 @@ def _run_in_thread(calls) -> None:
 
     async def cancellable() -> None:
         task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task
         cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
         await calls
 

@@ -109,7 +109,7 @@ def released_verdict(row: dict, who: str) -> dict | None:
     status, rating, reason = (row.get(f"{who}_{field}") for field in ("status", "rating", "reason"))
     if status not in ("Accept", "Reject"):
         return None
-    number = float(rating) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", str(rating)) else None
+    number = float(str(rating)) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", str(rating)) else None
     return {"status": status, "rating": number, "reason": reason if isinstance(reason, str) else ""}
 
 

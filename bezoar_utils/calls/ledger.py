@@ -13,7 +13,7 @@ class Ledger:
     """The finished calls in one file, by key. A failed call that may be retried is not one: the next run sends it again."""
 
     def __init__(self, path: Path):
-        self.path, self.finished = Path(path), {}
+        self.path, self.finished = Path(path), dict[str, dict]()
         self._keep(files.read_jsonl(self.path))
 
     def append(self, *rows: dict) -> None:

@@ -125,7 +125,7 @@ def artifacts(module: str) -> tuple[str, ...]:
 
 def version(module: str, paths: list[Path]) -> str:
     """Content of what a local server runs and reads: with other code it is another judge, and old answers are not its own."""
-    folder = Path(importlib.import_module(module).__file__).parent
+    folder = Path(str(importlib.import_module(module).__file__)).parent
     return files.sha256_json([files.sha256_file(path) for path in (*sorted(folder.glob("*.py")), *paths)])
 
 
@@ -137,6 +137,7 @@ def running(module: str, paths: list[Path]) -> Iterator[str]:
     """
     command = [sys.executable, "-m", module, *map(str, paths)]
     server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert server.stdout and server.stdin
     try:
         address = server.stdout.readline().strip()
         if not address.startswith("http://127.0.0.1:"):
