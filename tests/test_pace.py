@@ -3,12 +3,14 @@ import subprocess
 import sys
 import time
 
+import papermill
 import pytest
 
 from bezoar_utils import run
 from bezoar_utils.planning import doctor
 from bezoar_utils.study import files, pace
 from bezoar_utils.study.profile import CODE, load_profile
+from bezoar_utils.training import precision
 
 
 @pytest.fixture
@@ -41,15 +43,22 @@ def test_a_slow_machines_own_pace_overrules_what_was_expected(tmp_path):
     assert minutes == 79  # 1,580 steps of three seconds
 
 
-def test_waiting_threads_of_a_stage_do_not_spin():
-    assert run.WAITING["GOMP_SPINCOUNT"] == "0"
+def test_a_stages_threads_wait_without_spinning_and_its_kernels_are_those_of_every_x86_64_machine(monkeypatch, tmp_path):
+    """A setting that the user made is respected."""
+    seen = {}
+    monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: seen.update(os.environ))
+    monkeypatch.setattr(precision, "cpu_flags", lambda: frozenset({"avx2", "avx512_bf16"}))
+    monkeypatch.setattr(os, "environ", {"PATH": os.environ["PATH"], "MKL_CBWR": "AVX512"})
+    run.execute("10_lamini", "mini", load_profile("mini"), [], tmp_path)
+    assert seen["GOMP_SPINCOUNT"] == "0" and seen["MKL_CBWR"] == "AVX512"
+    assert (seen["ATEN_CPU_CAPABILITY"], seen["ONEDNN_MAX_CPU_ISA"]) == ("avx2", "AVX2")
 
 
 def test_doctor_says_what_this_machine_is_and_how_long_the_run_takes(capsys):
     doctor.main("mini")
     said = capsys.readouterr().out
     assert f"{len(os.sched_getaffinity(0))} cores" in said and "GiB memory" in said
-    assert "arithmetic: float32 (auto" in said
+    assert "arithmetic: float32 (" in said and "bfloat16 is" in said
     assert "minutes of work" in said
 
 

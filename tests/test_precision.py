@@ -73,6 +73,11 @@ def test_one_choice_rules_trainers_and_the_compute_type(monkeypatch, restored, d
     assert precision.resolve("float16") == "float16"
 
 
+@pytest.mark.parametrize(("wanted", "flags"), [("bfloat16", {"avx2"}), ("auto", {"sse4_2"}), ("auto", set())])
+def test_kernels_are_left_alone_where_avx2_is_missing_or_has_not_what_is_wanted(wanted, flags):
+    assert precision.same_kernels(wanted, flags) == {}
+
+
 def test_the_adapter_stays_float32_and_float32_needs_no_autocast(restored):
     precision.use("float32")
     with precision.autocast("cpu"):

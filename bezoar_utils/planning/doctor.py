@@ -52,7 +52,15 @@ def arithmetic(profile: Profile) -> tuple[str, str]:
         chosen = precision.choose(profile.precision, device)
     except precision.PrecisionError as error:
         return MISSING, str(error)
-    return NOTE if chosen.why == precision.EMULATED else OK, f"{chosen.dtype} ({chosen.why})"
+    kernels = (
+        "AVX2 kernels, the same numbers on every x86-64 processor; "
+        if precision.same_kernels(profile.precision, precision.cpu_flags())
+        else ""
+    )
+    native = "native" if device.bfloat16 else "not native"
+    if chosen.why == precision.EMULATED:
+        return NOTE, f"{chosen.dtype} ({chosen.why})"
+    return OK, f"{chosen.dtype} ({kernels}bfloat16 is {native} on this processor)"
 
 
 def introduce(profile_name: str, profile: Profile) -> None:

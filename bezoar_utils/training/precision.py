@@ -48,7 +48,7 @@ def choose(wanted: str, device: Device) -> Precision:
         return Precision(wanted, f"named by the profile; bfloat16 is {native} on this {device.kind}")
     if device.kind == "cuda":
         return Precision("bfloat16" if device.bfloat16 else "float16", f"auto: bfloat16 is {native} on this GPU")
-    return Precision("float32", f"auto: float32 on every CPU; bfloat16 is {native} on this one")
+    return Precision("float32", f"auto: float32 on every CPU; bfloat16 is {native} with the kernels in use")
 
 
 def here() -> Device:
