@@ -117,6 +117,10 @@ def test_judges_of_different_numbers_of_rows_are_refused():
         agreement(["A"], [])
 
 
+CLAIMS = claims.read_lines(CODE / "profiles" / "claims.csv", claims.Claim)
+CHAPTERS = ("60_benchmarks", "75_filter", "50_dpo", "61_mt_bench")
+
+
 def study(better: float):
     """Scores in which everything that came later is `better`, on 200 items."""
     low, high = [0.0] * 100 + [1.0] * 100, [min(1.0, v + better) for v in [0.0] * 100 + [1.0] * 100]
@@ -136,8 +140,12 @@ def study(better: float):
     return rows("model", order, "answer_found"), rows("condition", conditions, "strict_match"), sampled, grades
 
 
+def outcomes_of(*tables):
+    return claims.test_all(CLAIMS, dict(zip(CHAPTERS, tables)), {"samples": 200, "confidence": 0.95}, 0)
+
+
 def verdicts(*tables):
-    return {row["id"]: row for row in claims.test_all(*tables, 200, 0.95, 0)[0]}
+    return {row["id"]: row for row in outcomes_of(*tables)[0]}
 
 
 def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
@@ -173,7 +181,7 @@ def test_a_question_asked_twice_is_two_items():
 
 def test_a_claim_that_the_profile_measures_nothing_for_is_listed_as_such_and_has_no_verdict():
     scores, _, sampled, grades = study(1.0)
-    tested, untested = claims.test_all(scores, [], [row | {"exact": None} for row in sampled], grades, 200, 0.95, 0)
+    tested, untested = outcomes_of(scores, [], [row | {"exact": None} for row in sampled], grades)
     assert {"filter_over_unfiltered", "filter_over_random", "dpo_keeps_answers"}.isdisjoint(c["id"] for c in tested)
     assert len(tested) == 5 and [re.findall(r"\d\d_\w+", u["why"]) for u in untested] == [["75_filter"], ["75_filter"], ["50_dpo"]]
 
@@ -202,7 +210,7 @@ def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):
     path = tmp_path / "paper_values.csv"
     path.write_text("measure,value,mark,source\nt/acc/base,0.4,S,somewhere\nnever/acc/base,0.1,S,elsewhere\n")
     ours = {name: {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9, "unit": "share"} for name in ("t/acc/base", "u/acc/base")}
-    both, own, theirs = claims.paper_and_ours(ours, claims.read_paper_values(path))
+    both, own, theirs = claims.paper_and_ours(ours, claims.read_lines(path, claims.PaperValue))
     assert (both["paper"], both["ours"], both["mark"]) == (0.4, 0.5, "S") and both["difference"] == pytest.approx(0.1)
     assert (own["paper"], own["mark"], own["difference"]) == (None, "U", None) and "not known" in own["why"]
     assert theirs["ours"] is None and "not measured in this run" in theirs["why"]
@@ -224,8 +232,9 @@ def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):
 def test_a_csv_of_the_papers_values_that_cannot_be_trusted_is_refused(tmp_path, text, words):
     (tmp_path / "paper_values.csv").write_text(text)
     with pytest.raises(ValueError, match=rf"paper_values\.csv.*{words}"):
-        claims.read_paper_values(tmp_path / "paper_values.csv")
+        claims.read_lines(tmp_path / "paper_values.csv", claims.PaperValue)
 
 
-def test_the_committed_csv_of_the_papers_values_can_be_read():
-    claims.read_paper_values(CODE / "profiles" / "paper_values.csv")
+def test_the_committed_tables_can_be_read():
+    claims.read_lines(CODE / "profiles" / "paper_values.csv", claims.PaperValue)
+    assert len(claims.read_lines(CODE / "profiles" / "not_reproduced.csv", claims.NotReproduced)) > 5

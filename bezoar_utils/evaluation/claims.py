@@ -1,150 +1,97 @@
-"""The paper's claims as tests on paired items. Thresholds were set before the runs they judge."""
+"""The paper's claims as tests on paired items; the claims are in `profiles/claims.csv`."""
 
 import csv
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Len
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
+from ..study.stages import STAGES
 from . import stats
 from .stats import no_loss_verdict, verdict
 
 BASE, SFT, HH, DPO = "base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"
-ARTIFACTS = {  # chapter -> what its claims were computed from
-    "50_dpo": "sampled_replies.parquet",
-    "60_benchmarks": "scores.parquet",
-    "61_mt_bench": "answers.parquet",
-    "75_filter": "scores.parquet",
-}
 UNITS = {"50_dpo": "share of replies", "61_mt_bench": "grade points"}  # of the others: share of items
+VERDICTS = {"at least": verdict, "loses at most": no_loss_verdict}
+Text = Annotated[str, Len(1)]
 
 
-@dataclass(frozen=True)
-class Sides:
-    """One measure of a chapter's artifact for two models, or for two of chapter 75's conditions."""
+class Claim(BaseModel):
+    """A line of `profiles/claims.csv`: one measure of a chapter's artifact for two models, or for two of chapter 75's conditions.
 
-    chapter: str
-    measure: str
-    before: str
-    after: str
+    `verdict` and `threshold` say when the paired difference shows the claim; they were set before the runs that they judge.
+    """
 
-
-@dataclass(frozen=True)
-class Claim:
-    """`verdict` says from the paired difference, its interval and `threshold` whether the claim is shown."""
-
-    id: str
-    sentence: str
-    test: str
-    sides: Sides
-    verdict: Callable[[float, float, float, float], str] = verdict
-    threshold: float = 0.0
+    id: Text
+    claim: Text
+    test: Text
+    chapter: Literal["50_dpo", "60_benchmarks", "61_mt_bench", "75_filter"]
+    measure: Text
+    before: Text
+    after: Text
+    verdict: Literal["at least", "loses at most"]
+    threshold: FiniteFloat
 
 
-CLAIMS = (
-    Claim(
-        "sft_over_base",
-        "Instruction tuning on the three schemes makes the base answer",
-        "answer found, at least +0.30",
-        Sides("60_benchmarks", "answer_found", BASE, SFT),
-        threshold=0.30,
-    ),
-    Claim(
-        "filter_over_unfiltered",
-        "Filtering by the judge makes better training data",
-        "strict match, accepted against unfiltered rows, equal steps",
-        Sides("75_filter", "strict_match", "unfiltered", "accepted"),
-    ),
-    Claim(
-        "filter_over_random",
-        "… and not because the set is smaller",
-        "strict match, accepted against a random subset of that size",
-        Sides("75_filter", "strict_match", "random_subset", "accepted"),
-    ),
-    Claim(
-        "dpo_preferred",
-        "DPO aligns replies with people's preferences",
-        "preferred rate of sampled replies, at least +0.10",
-        Sides("50_dpo", "preferred", HH, DPO),
-        threshold=0.10,
-    ),
-    Claim(
-        "dpo_keeps_answers",
-        "DPO does not cost correctness",
-        "exact answers among sampled replies, loses at most 0.05",
-        Sides("50_dpo", "exact", HH, DPO),
-        verdict=no_loss_verdict,
-        threshold=0.05,
-    ),
-    Claim(
-        "chat_sft_over_base",
-        "The tuned model converses better than the base",
-        "two-turn grade, SFT against base",
-        Sides("61_mt_bench", "rating", BASE, SFT),
-    ),
-    Claim(
-        "chat_dpo_over_hh",
-        "DPO does not make conversation worse",
-        "two-turn grade, DPO against HH-SFT, loses nothing",
-        Sides("61_mt_bench", "rating", HH, DPO),
-        verdict=no_loss_verdict,
-    ),
-    Claim(
-        "dpo_best_of_family",
-        "The DPO checkpoint is the best of the family",
-        "two-turn grade, DPO against SFT",
-        Sides("61_mt_bench", "rating", SFT, DPO),
-    ),
-)
+class NotReproduced(BaseModel):
+    """A line of `profiles/not_reproduced.csv`."""
 
-NOT_REPRODUCED = [
-    {
-        "what": "The paper's numbers on LM Eval Harness and MT-Bench",
-        "why": "Its tables, task list and shots are not among the facts known to us; its judge Claude 2.1 is retired.",
-    },
-    {
-        "what": "Beating many models at the 3B scale, and the then best 3B model of the Open LLM Leaderboard in one category",
-        "why": "Comparison models and scores are not known; a two-million-parameter world has no leaderboard.",
-    },
-    {
-        "what": "GPT-4 as human proxy: accept rates and agreement with people",
-        "why": "Prompt, scale and version are unknown and the model of 2023 is retired; here an exact oracle judges.",
-    },
-    {
-        "what": "The teacher at its 2023 quantisation",
-        "why": "The GGML level used then is unknown, and its runtime is no longer maintained.",
-    },
-    {
-        "what": "SFT and DPO at the authors' values",
-        "why": "Learning rates, batch, epochs, lengths and all of DPO's settings as run are unknown.",
-    },
-    {"what": "Cost and hours on the authors' hardware", "why": "Neither is among the facts known to us."},
-]
+    what: Text
+    why: Text
 
 
-def test_all(
-    scores: list[dict], ablation: list[dict], sampled: list[dict], grades: list[dict], samples: int, confidence: float, seed: int
-) -> tuple[list[dict], list[dict]]:
-    """(a row per claim: what was compared, `stats.compare`'s numbers and the verdict; the claims that this run measures
-    nothing for, each with why). The four tables are those of chapters 60, 75, 50 and 61."""
-    tables = {"60_benchmarks": scores, "75_filter": ablation, "50_dpo": sampled, "61_mt_bench": grades}
+class PaperValue(BaseModel):
+    """A line of `profiles/paper_values.csv`. `mark` says how it is known, as in the chapters' first paragraphs."""
+
+    measure: Text
+    value: FiniteFloat
+    mark: Literal["P", "C", "A", "V", "S", "I", "X"]
+    source: Text
+
+
+def read_lines(path: Path, kind: type[BaseModel]) -> list[dict]:
+    """The lines of a csv that anyone can fill, each checked by `kind`, whose first column names each line once.
+
+    Raises ValueError naming file, line and column for other columns, a wrong value or a second line of one name.
+    """
+    lines: list[dict] = []
+    columns = list(kind.model_fields)
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if rows.fieldnames != columns:
+            raise ValueError(f"{path.name}: columns must be {', '.join(columns)}, got {', '.join(rows.fieldnames or ['none'])}")
+        for row in rows:
+            place = f"{path.name}, line {rows.line_num}"
+            try:
+                line = kind.model_validate(row).model_dump()
+            except ValidationError as error:
+                fault = error.errors()[0]
+                raise ValueError(f"{place}: {fault['loc'][0]} {fault['input']!r}: {fault['msg']}") from None
+            if any(line[columns[0]] == earlier[columns[0]] for earlier in lines):
+                raise ValueError(f"{place}: duplicate {columns[0]} {line[columns[0]]!r}")
+            lines.append(line)
+    return lines
+
+
+def test_all(claims: list[dict], tables: dict[str, list[dict]], intervals: dict, seed: int) -> tuple[list[dict], list[dict]]:
+    """(a row per claim: what was compared, `stats.compare`'s numbers and the verdict; the claims that this run measures nothing
+    for, each with why). `claims` as `read_lines` gives them, `tables`: chapter -> rows of its artifact, none if it was not run."""
     tested, untested = [], []
-    for claim in CLAIMS:
-        chapter, measure = claim.sides.chapter, claim.sides.measure
-        before, after = (values(chapter, measure, side, tables[chapter]) for side in (claim.sides.before, claim.sides.after))
+    for claim in claims:
+        chapter = claim["chapter"]
+        before, after = (values(chapter, claim["measure"], claim[side], tables[chapter]) for side in ("before", "after"))
         if not stats.pair(before, after):
-            why = f"This profile measures nothing that tests it: {claim.test} (chapter {chapter})."
-            untested.append({"what": claim.sentence, "why": why})
+            why = f"This profile measures nothing that tests it: {claim['test']} (chapter {chapter})."
+            untested.append({"what": claim["claim"], "why": why})
             continue
-        numbers = stats.compare(before, after, samples, confidence, seed)
-        outcome = claim.verdict(numbers["difference"], numbers["low"], numbers["high"], claim.threshold)
-        row = {"id": claim.id, "claim": claim.sentence, "test": claim.test} | numbers
+        numbers = stats.compare(before, after, **intervals, seed=seed)
+        judge = VERDICTS[claim["verdict"]]
+        outcome = judge(numbers["difference"], numbers["low"], numbers["high"], claim["threshold"])
+        row = {name: claim[name] for name in ("id", "claim", "test")} | numbers
         row |= {"unit": UNITS.get(chapter, "share of items"), "verdict": outcome}
-        tested.append(row | {"chapter": chapter, "artifact": f"{chapter}/{ARTIFACTS[chapter]}"})
+        tested.append(row | {"chapter": chapter, "artifact": f"{chapter}/{STAGES[chapter].artifact}"})
     return tested, untested
 
 
@@ -198,41 +145,9 @@ def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int)
     return rows
 
 
-class PaperValue(BaseModel):
-    """A row of the csv of the paper's values. `mark` says how it is known, as in the chapters' first paragraphs."""
-
-    measure: Annotated[str, Len(1)]
-    value: FiniteFloat
-    mark: Literal["P", "C", "A", "S", "I", "X"]
-    source: Annotated[str, Len(1)]
-
-
-def read_paper_values(path: Path) -> dict[str, dict]:
-    """What is known of the paper's tables: measure -> {value, mark, source}, from a csv that anyone can fill.
-
-    Raises ValueError naming file, line and column for anything but `PaperValue`'s columns and values, each measure once.
-    """
-    known: dict[str, dict] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        rows, columns = csv.DictReader(file), list(PaperValue.model_fields)
-        if rows.fieldnames != columns:
-            raise ValueError(f"{path.name}: columns must be {', '.join(columns)}, got {', '.join(rows.fieldnames or ['none'])}")
-        for row in rows:
-            place = f"{path.name}, line {rows.line_num}"
-            try:
-                value = PaperValue.model_validate(row)
-            except ValidationError as error:
-                fault = error.errors()[0]
-                raise ValueError(f"{place}: {fault['loc'][0]} {fault['input']!r}: {fault['msg']}") from None
-            if value.measure in known:
-                raise ValueError(f"{place}: duplicate measure {value.measure!r}")
-            known[value.measure] = value.model_dump(exclude={"measure"})
-    return known
-
-
-def paper_and_ours(ours: dict[str, dict], paper: dict[str, dict]) -> list[dict]:
+def paper_and_ours(ours: dict[str, dict], values_of_paper: list[dict]) -> list[dict]:
     """One row per measure of either side; an unknown cell is empty and the last column says why."""
-    rows = []
+    rows, paper = [], {line["measure"]: line for line in values_of_paper}
     for name in ours | paper:
         own, theirs = ours.get(name, {}), paper.get(name, {})
         why = "another base, data and judge than the paper's: compare the direction only"
