@@ -12,6 +12,11 @@ VENV        := .venv
 PY          ?= $(VENV)/bin/python
 RUN         := runs/$(PROFILE)
 
+# make splits its lists at spaces, so that no path may hold one
+ifneq (1,$(words $(CURDIR)))
+$(error the path of this folder holds a space, which make cannot work with: move the study, for example to $(HOME)/study)
+endif
+
 # ------------------------------------------------------------------------------------------------- the stages, in order
 # notebooks/stages.csv says what each reads; `stage:read,read` below. Only `make ablations` runs those apart from the recipe.
 HERE    := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))

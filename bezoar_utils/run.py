@@ -7,6 +7,7 @@ notebook is never taken for a finished one.
 
 import argparse
 import ast
+import contextlib
 import os
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def complete(stage: str, folder: Path, seconds: float) -> None:
         "chapter_sha256": files.sha256_file(folder / "chapter.ipynb"),
         "wall_seconds": round(seconds, 2),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain")),
+        "git_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     (folder / DRAFT).unlink()
@@ -194,8 +195,11 @@ def complete(stage: str, folder: Path, seconds: float) -> None:
 
 
 def _git(*arguments: str) -> str | None:
-    result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None
+    """What git says of the checkout; None where there is no git, or no checkout."""
+    with contextlib.suppress(OSError):
+        result = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else None
+    return None
 
 
 # ----------------------------------------------------------------------------------------------------------- progress

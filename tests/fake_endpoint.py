@@ -17,6 +17,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bezoar_utils.calls import local_server
 
 STATUS = {"429": 429, "429-retry-after": 429, "500": 500, "wrong-model": 404, "400": 400, "401": 401}
+STATUS |= {"too-long": 400, "flagged": 403, "quota": 429}
+WORDS = {
+    "too-long": "This model's maximum context length is 4096 tokens",
+    "flagged": "Your input was flagged",
+    "quota": "You exceeded your current quota (insufficient_quota)",
+}
 
 
 class FakeEndpoint:
@@ -47,8 +53,9 @@ class FakeEndpoint:
             body["choices"][0]["finish_reason"] = "length"
         if fault == "refusal":
             body["choices"][0]["message"] |= {"content": None, "refusal": "I will not."}
-        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-        return body | {"usage": usage if self.usage else None}
+        read = max(10, len(local_server.prompt_of(request)[1]) // 20)
+        usage = {"prompt_tokens": read, "completion_tokens": 5, "total_tokens": read + 5}
+        return body | {"usage": self.usage if isinstance(self.usage, dict) else usage if self.usage else None}
 
 
 class FakeHandler(local_server.Handler):
@@ -76,7 +83,9 @@ class FakeHandler(local_server.Handler):
             self.close_connection = True
         if fault in STATUS:  # like some providers, it repeats the key it was given
             after = {"Retry-After": self.fake.retry_after} if fault == "429-retry-after" else {}
-            self.tell(STATUS[fault], {"error": {"message": f"{fault} for {self.headers['Authorization']}"}}, after)
+            self.tell(
+                STATUS[fault], {"error": {"message": f"{WORDS.get(fault, fault)} for {self.headers['Authorization']}"}}, after
+            )
         elif fault == "error-body":
             self.tell(200, {"error": {"message": "the upstream model is busy", "code": 503}})
         elif fault == "no-choices":

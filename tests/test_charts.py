@@ -125,3 +125,10 @@ def test_lengths_are_drawn_with_both_limits():
     legend = {text.get_text() for text in figure.axes[0].get_legend().get_texts()}
     assert legend == {"lamini (n = 3)", "max_length (192)", "the authors' cut (256)"}
     show.figure_html(figure, "alt")
+
+
+def test_a_users_own_matplotlib_settings_do_not_matter(monkeypatch):
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    show.figure_html(charts.losses({"a": [{"step": 1, "loss": 1.0}]}, "A"), "alt")

@@ -7,18 +7,20 @@ import threading
 import time
 from dataclasses import replace
 from email.utils import formatdate
+from types import SimpleNamespace
 
 import fake_endpoint
 import pytest
 from fake_endpoint import FakeEndpoint
 from stub_stage import JUDGE, StubStage
 
-from bezoar_utils.calls import attempts
+from bezoar_utils.calls import attempts, replies
 from bezoar_utils.calls.budget import Budget, BudgetReached
 from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request, open_endpoint
 from bezoar_utils.study.profile import CODE
 
 SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
+SETTINGS |= {"lose_at_most": 1.0}
 NOWHERE = "http://127.0.0.1:9/v1"
 PRICE = (1.0, 10.0)
 WORST_USD = (len("prompt 00") + 64 + 10 * 20) / 1e6  # of one call of `many`, at PRICE
@@ -162,13 +164,13 @@ def test_an_answered_call_is_never_sent_again(ledger):
 
 
 def test_the_counts_are_those_of_this_object(ledger):
-    with FakeEndpoint(faults=always("400", ("prompt 00",))) as fake:
+    with FakeEndpoint(faults=always("too-long", ("prompt 00",))) as fake:
         endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(ledger.with_name("spend.jsonl"), 1.0))
         first = endpoint.ask(many(4))
         again = Endpoint("m", SETTINGS, fake.url, ledger)
         second = again.ask(many(4))
     assert first == second  # a reply from the ledger tells the same tokens and cost
-    assert (endpoint.sent, endpoint.failures) == (4, {"400": 1})
+    assert (endpoint.sent, endpoint.failures) == (4, {"too long": 1})
     assert (sum(r.tokens_in for r in first), sum(r.tokens_out for r in first)) == (30, 15)
     assert sum(r.cost_usd for r in first) == pytest.approx(3 * REAL_USD)
     assert (again.sent, again.failures) == (0, {})
@@ -248,12 +250,77 @@ def test_a_fault_that_stays_is_a_failure_with_its_reason_and_is_tried_again_in_a
         assert [r.text for r in Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))][1] == "PROMPT 01"
 
 
-def test_a_prompt_the_server_calls_wrong_is_never_sent_again(ledger):
-    with FakeEndpoint(faults=always("400", ("prompt 01",))) as fake:
+@pytest.mark.parametrize(("fault", "reason", "times"), [("too-long", "too long", 1), ("flagged", "flagged", 1), ("400", "400", 2)])
+def test_only_a_prompt_that_nothing_can_mend_is_never_sent_again(ledger, fault, reason, times):
+    """Most other 400s are mended on the server: a chat template, a parameter, credit."""
+    with FakeEndpoint(faults=always(fault, ("prompt 01",))) as fake:
         for _ in range(2):
             replies = Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3))
-            assert [(r.text, r.failure) for r in replies] == [("PROMPT 00", ""), (None, "400"), ("PROMPT 02", "")]
-    assert fake.received.total() == 3
+            assert [(r.text, r.failure) for r in replies] == [("PROMPT 00", ""), (None, reason), ("PROMPT 02", "")]
+    assert fake.received["prompt 01"] == times
+
+
+def test_a_chapter_that_lost_more_than_it_may_is_not_done_and_the_rerun_asks_only_for_the_rest(ledger):
+    few = SETTINGS | {"lose_at_most": 0.2, "attempts": 1}
+    with FakeEndpoint(faults=always("500", ("prompt 00", "prompt 01"))) as fake:
+        with pytest.raises(EndpointError, match=r"2 of 5 calls.*500: 2.*lose_at_most is 0\.2.*run again"):
+            Endpoint("m", few, fake.url, ledger).ask(many(5))
+        assert len(Endpoint("m", few, fake.url, ledger).ask(many(10))) == 10, "two of ten are few enough"
+        fake.faults = lambda prompt, attempt: None
+        before = fake.received.total()
+        assert all(r.text for r in Endpoint("m", few, fake.url, ledger).ask(many(10)))
+        assert fake.received.total() == before + 2
+
+
+def test_a_dozen_failures_of_one_kind_in_a_row_end_a_run_of_thousands(ledger):
+    with FakeEndpoint(faults=lambda prompt, attempt: "400") as fake, pytest.raises(EndpointError, match=r"12 calls in a row.*400"):
+        Endpoint("m", SETTINGS, fake.url, ledger).ask(many(500))
+    assert fake.received.total() <= 12 + SETTINGS["concurrency"]
+
+
+def test_a_quota_that_runs_out_ends_the_run_at_once(ledger):
+    with FakeEndpoint(faults=always("quota", ("prompt 03",))) as fake, pytest.raises(EndpointError, match="quota is used up"):
+        Endpoint("m", SETTINGS | {"concurrency": 1}, fake.url, ledger).ask(many(9))
+    assert fake.received["prompt 03"] == 1 and len(rows(ledger)) == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"), [("sk-CANARY\nsk-TWO", "line break"), ("sk CANARY", "space"), ("sk-CANARY\u201d", "ASCII")]
+)
+def test_a_key_that_cannot_be_one_is_refused_before_anything_is_sent_and_not_shown(ledger, monkeypatch, key, wrong):
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(EndpointError, match=f"TEST_KEY holds a.*{wrong}") as error:
+        Endpoint("m", SETTINGS, NOWHERE, ledger)
+    assert "CANARY" not in str(error.value)
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "socks5://127.0.0.1:9"])
+def test_an_address_of_this_machine_is_never_asked_through_a_proxy(ledger, monkeypatch, proxy):
+    for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, proxy)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with FakeEndpoint() as fake:
+        assert Endpoint("m", SETTINGS, fake.url, ledger).ask(many(1))[0].text == "PROMPT 00"
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": -1, "completion_tokens": 5}])
+def test_tokens_that_cannot_be_cost_the_worst_case(ledger, usage):
+    with FakeEndpoint(usage=usage) as fake:
+        endpoint = Endpoint("m", SETTINGS, fake.url, ledger, PRICE, Budget(ledger.with_name("spend.jsonl"), 1.0))
+        assert endpoint.ask(many(1))[0].cost_usd == pytest.approx(WORST_USD)
+
+
+def test_a_prompt_that_the_server_cut_is_a_failure_and_not_an_answer(ledger):
+    with FakeEndpoint(usage={"prompt_tokens": 2048, "completion_tokens": 5}) as fake:
+        (reply,) = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("long " * 20_000)])
+    assert (reply.text, reply.failure) == (None, "prompt cut")
+
+
+def test_content_in_parts_is_its_text_without_the_thinking():
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "yes "}, {"type": "text", "text": "and no"}]
+    choice = SimpleNamespace(message=SimpleNamespace(refusal=None, content=parts), finish_reason="stop")
+    assert replies.answer(choice, "chat") == ("yes and no", "")
 
 
 def test_a_wrong_model_is_an_error_at_once_and_nothing_finished_is_lost(ledger):

@@ -253,3 +253,21 @@ def test_what_is_saved_names_no_path(trained, speaking_folder, quantisation, tok
     models.save_model(merged, models.load_tokenizer(speaking_folder), tmp_path)
     for path in tmp_path.glob("*.json"):
         assert str(speaking_folder) not in path.read_text(), path.name
+
+
+def test_a_target_that_no_layer_has_is_named_although_others_match(model_folder, quantisation, lora):
+    from peft import get_peft_model
+
+    typing_error = models.lora_config(lora | {"target_modules": ["q_proj", "k_porj", "v_proj"]})
+    with pytest.raises(ProfileError, match=r"no layer .*k_porj$"):
+        models.claim_adapter(get_peft_model(models.load_model(model_folder, quantisation), typing_error), {})
+
+
+def test_a_model_whose_layers_cannot_be_4_bit_is_refused_and_not_loaded_in_full(tmp_path, tokenizer, quantisation):
+    """Falcon's layers, the paper's teacher's, are a class of their own."""
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+    models.save_model(FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, tmp_path / "falcon")
+    with pytest.raises(ProfileError, match=r"4-bit weights .*falcon"):
+        models.load_model(tmp_path / "falcon", quantisation)

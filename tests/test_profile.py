@@ -212,3 +212,28 @@ def test_a_dpo_value_is_no_parameter_of_an_earlier_stage():
     profile = load_profile("mini")
     holders = [s for s in STAGES if "beta" in stage_parameters(profile, s)]
     assert holders == ["50_dpo"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"extends: mini\ndpo: {beta: 0.5}\nsft: {steps: 8}\ndpo: {steps: 6}\n", ["line 4", "dpo", "line 2"]),
+        (b"extends: mini\nsft: {steps: 8, steps: 9}\n", ["steps"]),
+        ("extends: mini\nteacher: {licence: f\u00fcr alle}\n".encode("latin-1"), ["UTF-8"]),
+        (b"extends: mini\nsft: {learning_rate: 1e-4}\n", ["sft.learning_rate", "1.0e-4"]),
+        (b"extends: mini\nsft: {learning_rat: 0.1}\n", ["did you mean learning_rate"]),
+        (b"extends: mini\nteacher: {wrapper: 'User: {{prompt}}'}\n", ["wrapper", "once"]),
+        (b"extends: mini\nteacher: {wrapper: '{json} {prompt}'}\n", ["wrapper", "double"]),
+    ],
+    ids=["a section twice", "a key twice", "latin-1", "a number as text", "a near miss", "doubled braces", "other braces"],
+)
+def test_what_people_write_into_profiles_is_one_line_that_says_what_is_wrong(folder, data, words):
+    (folder / "mine.yaml").write_bytes(data)
+    with pytest.raises(ProfileError) as error:
+        load_profile("mine", folder)
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_a_profile_in_utf_16_as_windows_saves_it_is_read(folder):
+    (folder / "mine.yaml").write_bytes((PROFILES / "mini.yaml").read_text(encoding="utf-8").encode("utf-16"))
+    assert load_profile("mine", folder) == load_profile("mini")

@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -227,3 +228,16 @@ def test_a_log_torn_anywhere_gives_its_whole_rows_and_takes_more(tmp_path):
 
 def test_a_log_that_is_not_there_is_empty(tmp_path):
     assert files.read_jsonl(tmp_path / "log") == []
+
+
+def test_without_git_and_on_a_file_system_without_locks_or_chmod_a_stage_is_finished_all_the_same(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run._git("rev-parse", "HEAD") is None
+    monkeypatch.setattr(files.os, "chmod", refused)
+    files.write_json(tmp_path / "a.json", {"a": 1})
+    monkeypatch.setattr(stage.fcntl, "flock", refused)
+    stage._lock(tmp_path)
+    assert files.read_json(tmp_path / "a.json") == {"a": 1}

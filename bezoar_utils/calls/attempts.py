@@ -2,11 +2,13 @@
 
 import contextlib
 import random
+import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
 from typing import Any
+from urllib.parse import urlsplit
 
 from .ledger import HOPELESS
 
@@ -14,6 +16,12 @@ BACKOFF_S = 0.5  # the first pause before a retry is at most this long, each fur
 LONGEST_PAUSE_S = 60.0
 AVOID_S = 30.0  # how long a silent address is skipped before one more call tests whether it is back
 PASSING = {408, 409, 429}  # and every 5xx: the same request may well be answered later
+REFUSED = {"400", "422", "prompt cut"}  # not tried twice in one run; asked again in the next, for most can be mended
+A_DOZEN = 12  # failures of one kind in a row, after which going on is pointless
+# What providers say, in words that changed little over the years
+QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|insufficient (credit|balance|funds)", re.IGNORECASE)
+FLAGGED = re.compile(r"flagged|moderation|content.?(policy|filter)|safety system", re.IGNORECASE)
+TOO_LONG = re.compile(r"context (length|window|size)|context_length|too long|maximum (input|prompt|sequence)", re.IGNORECASE)
 
 
 class EndpointError(RuntimeError):
@@ -34,9 +42,40 @@ def status_error(status: int, text: str, retry_after: str | None, where: str) ->
 
     `where` names address and model. The texts must not hold the key.
     """
-    if status in PASSING or status >= 500 or str(status) in HOPELESS:
+    if QUOTA.search(text):
+        return EndpointError(f"{where}: its quota is used up (HTTP {status}): {text}")
+    if status in (400, 413, 422):
+        return Unanswered("too long" if status == 413 or TOO_LONG.search(text) else str(status), text)
+    if status == 403 and FLAGGED.search(text):
+        return Unanswered("flagged", text)
+    if status in PASSING or status >= 500:
         return Unanswered(str(status), text, retry_after_s(retry_after))
     return EndpointError(f"{where} (HTTP {status}): {text}")
+
+
+def check_key(name: str, key: str) -> None:
+    """Raises EndpointError for a key that no provider gives out, before it is sent; the message holds no part of it."""
+    if not key or re.fullmatch(r"[\x21-\x7e]+", key):
+        return
+    wrong = "a line break" if re.search(r"[\r\n]", key) else "a space" if re.search(r"\s", key) else "a character outside ASCII"
+    raise EndpointError(f"the key in {name} holds {wrong}: set the variable again, with the key alone")
+
+
+def require_enough(failures: list[str], calls: int, settings: dict, model: str, last_error: str) -> None:
+    """Raises EndpointError when more calls failed than `lose_at_most` (a share) allows, but for those that no rerun can mend."""
+    lost = Counter(failure for failure in failures if failure not in HOPELESS)
+    if lost.total() > settings["lose_at_most"] * calls:
+        kinds = ", ".join(f"{reason}: {count}" for reason, count in lost.most_common())
+        raise EndpointError(
+            f"{lost.total()} of {calls} calls to {model} got no answer ({kinds}), and lose_at_most is {settings['lose_at_most']}; "
+            f"the last said: {last_error}. What was answered is kept: run again, and only the rest is asked"
+        )
+
+
+def through_proxies(url: str) -> bool:
+    """Whether the proxies of the environment are meant for this address: never for one of this machine."""
+    host = urlsplit(url).hostname or ""
+    return not (host == "localhost" or host == "::1" or host.startswith("127."))
 
 
 def retry_after_s(header: str | None) -> float | None:

@@ -16,10 +16,12 @@ from pathlib import Path
 from ..study import files
 from ..study.profile import load_profile
 from ..study.stage import RUNS
+from . import attempts as policy
 from . import local_server
 from .attempts import Address, EndpointError, Unanswered, next_address, pause_s, status_error
 from .budget import Budget, BudgetReached, cost_usd
 from .ledger import HOPELESS, Answers, Ledger
+from .replies import answer, counted_tokens, require_whole
 
 BUDGET_WAIT_S = 0.05
 CUT_SHORT = "finish_reason length"
@@ -136,6 +138,7 @@ class Endpoint:
         self.urls = [base_url] if isinstance(base_url, str) else base_url
         key_name = settings["api_key_env"]
         self._secret = os.environ.get(key_name or "", "").strip()  # a stray newline would get past the redaction
+        policy.check_key(key_name, self._secret)
         if key_name and not self._secret and not settings["local_server"]:
             raise EndpointError(f"{model} at {', '.join(self.urls)} needs its key in the environment variable {key_name}")
         if any(price) and budget is None:
@@ -145,6 +148,8 @@ class Endpoint:
         self.sent = 0
         self.failures: Counter[str] = Counter()
         self._has_answered = False
+        self._in_a_row: Counter[str] = Counter()  # failures since the last answer
+        self._last_error = ""
 
     def ask(self, requests: list[Request], progress: Callable[[int, int], None] | None = None) -> list[Reply]:
         """A reply for each request, in their order. Equal requests are one call; what the ledger holds is not sent again.
@@ -157,8 +162,12 @@ class Endpoint:
         calls = deque(_Call(key, by_key[key], self._worst_usd(by_key[key])) for key in answers.missing)
         if calls:
             _run_in_thread(self._send(_Round(calls, answers)))
-        replies = {key: _reply(row) for key, row in answers.rows.items()}
-        return [replies[key] for key in keys]
+        by_key_replies = {key: _reply(row) for key, row in answers.rows.items()}
+        replies = [by_key_replies[key] for key in keys]
+        policy.require_enough(
+            [r.failure for r in replies if r.text is None], len(replies), self.settings, self.model, self._last_error
+        )
+        return replies
 
     async def _send(self, calls: _Round) -> None:
         workers = min(self.settings["concurrency"], len(calls.waiting))
@@ -178,7 +187,9 @@ class Endpoint:
             api_key=self._secret or "local",
             timeout=self.settings["timeout_s"],
             max_retries=0,  # retries are ours: each attempt reserves its money
-            http_client=openai.DefaultAsyncHttpxClient(limits=httpx2.Limits(max_keepalive_connections=connections)),
+            http_client=openai.DefaultAsyncHttpxClient(
+                limits=httpx2.Limits(max_keepalive_connections=connections), trust_env=policy.through_proxies(url)
+            ),
         )
 
     async def _work(self, calls: _Round) -> None:
@@ -197,7 +208,7 @@ class Endpoint:
             try:
                 return await self._attempt(calls.addresses, call)
             except Unanswered as unanswered:
-                if attempt == last or unanswered.reason in HOPELESS:
+                if attempt == last or unanswered.reason in HOPELESS | policy.REFUSED:
                     return self._give_up(call, unanswered)
                 pause = pause_s(unanswered, attempt)
             await calls.pause(pause)
@@ -209,6 +220,11 @@ class Endpoint:
         row = {"key": call.key, "failure": unanswered.reason, "said": unanswered.text}
         self.ledger.append(row)
         self.failures[unanswered.reason] += 1
+        if unanswered.reason not in HOPELESS:
+            self._in_a_row[unanswered.reason] += 1
+            self._last_error = f"{unanswered.reason}: {unanswered.text}"
+            if self._in_a_row[unanswered.reason] >= policy.A_DOZEN:
+                raise EndpointError(f"{policy.A_DOZEN} calls in a row to {self.model} failed, the last with {self._last_error}")
         return row
 
     async def _attempt(self, addresses: list[Address], call: _Call) -> dict:
@@ -228,6 +244,7 @@ class Endpoint:
         self.ledger.append(row)
         self._settle(call, row["cost_usd"])  # after the ledger: a kill in between counts too much, and never sends a call twice
         self._has_answered = True
+        self._in_a_row.clear()
         return row
 
     async def _reserve(self, usd: float, addresses: list[Address]) -> str:
@@ -272,10 +289,11 @@ class Endpoint:
         if error := getattr(completion, "error", None):
             raise Unanswered("error body", self._redacted(error))
         try:
-            text, note = _answer(completion.choices[0], call.request.mode)
+            text, note = answer(completion.choices[0], call.request.mode)
         except (AttributeError, LookupError, TypeError):
             raise Unanswered("bad body", self._redacted(completion)) from None
-        tokens = _tokens(completion)
+        tokens = counted_tokens(completion)
+        require_whole(call.request.prompt, tokens)
         usd = cost_usd(self.price, *tokens) if tokens else call.worst_usd
         tokens_in, tokens_out = tokens or (0, 0)
         row = {"key": call.key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
@@ -296,22 +314,6 @@ class Endpoint:
         """One short line without the key, which providers like to repeat in their error texts."""
         text = " ".join(str(error).split())
         return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
-
-
-def _answer(choice, mode: str) -> tuple[str, str]:
-    """(text, note). An empty reply and a refusal are answers like any other; the note tells them apart from a finished text."""
-    refusal, content = (choice.message.refusal, choice.message.content) if mode == "chat" else (None, choice.text)
-    reason = choice.finish_reason
-    note = "refusal" if refusal else "" if reason == "stop" else f"finish_reason {reason}"
-    return (content or refusal or "").encode(errors="replace").decode(), note  # half a surrogate pair cannot be written to a file
-
-
-def _tokens(completion) -> tuple[int, int] | None:
-    """(prompt tokens, reply tokens) as the server counts them; None when it does not."""
-    try:
-        return int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens)
-    except (AttributeError, TypeError, ValueError):
-        return None
 
 
 def _reply(row: dict) -> Reply:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..study import files
 
-HOPELESS = {"400", "413", "422"}  # this prompt will never be answered; any other status concerns all prompts
+HOPELESS = {"too long", "flagged"}  # this prompt will never be answered, whatever else is mended
 
 
 class Ledger:

@@ -110,7 +110,7 @@ def load_task(folder: Path, name: str):
     rows = files.read_jsonl(folder / f"{name}.jsonl")
     if not rows:
         raise ValueError(f"task {name!r} has no items")
-    config = yaml.safe_load(path.read_text()) | {
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) | {
         "task": name,
         "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
     }

@@ -48,7 +48,7 @@ def _reply(thoughts: str, **verdict) -> str:
 
 
 def main() -> None:
-    world = build_world(**json.loads(Path(sys.argv[1]).read_text()))
+    world = build_world(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     local_server.serve_until_closed(local_server.api((ORACLE, SKIMMER), lambda model, prompt: answer(world, prompt, model)))
 
 

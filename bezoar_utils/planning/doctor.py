@@ -79,7 +79,7 @@ def run_time(profile_name: str, profile: Profile) -> tuple[str, str, str]:
 
 def packages(_) -> tuple[str, str]:
     """Installed against pinned versions; the mark of a build (2.13.0+cpu) does not count."""
-    lock = "".join((CODE / "requirements" / name).read_text() for name in ("torch.txt", "lock.txt"))
+    lock = "".join((CODE / "requirements" / name).read_text(encoding="utf-8") for name in ("torch.txt", "lock.txt"))
     pins = [Requirement(line.rstrip(" \\")) for line in lock.splitlines() if re.match(r"[a-z]", line)]
     ours = [pin for pin in pins if pin.marker is None or pin.marker.evaluate()]
     pinned = {pin.name.lower(): next(iter(pin.specifier)).version for pin in ours}
@@ -110,7 +110,7 @@ def cuda_build(profile: Profile) -> tuple[str, str]:
     folders = {name: Path(spec.origin).parent for name in ("torch", "bitsandbytes") if (spec := find_spec(name))}
     if len(folders) < 2:
         return MISSING, "torch or bitsandbytes is not installed: make setup"
-    version = re.search(r"^cuda.*= '([\d.]+)'", (folders["torch"] / "version.py").read_text(), re.MULTILINE)
+    version = re.search(r"^cuda.*= '([\d.]+)'", (folders["torch"] / "version.py").read_text(encoding="utf-8"), re.MULTILINE)
     if not version and profile.plan.gpu:
         return MISSING, "this torch is a CPU build: make setup without TORCH_INDEX, or with that of a CUDA build"
     library = f"libbitsandbytes_{'cuda' + version[1].replace('.', '') if version else 'cpu'}.so"

@@ -14,6 +14,7 @@ ORDER = ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF
 def _axes(width=7.0, height=3.6, columns=1, lines=1, projection=None):
     import matplotlib
 
+    matplotlib.rcdefaults()  # a user's own matplotlibrc may ask for LaTeX, or for other fonts
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

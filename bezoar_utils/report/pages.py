@@ -46,7 +46,7 @@ def chapter_body(notebook: Path, exporter=None) -> str:
     """An executed notebook as an HTML fragment."""
     import nbformat
 
-    executed = nbformat.reads(without_machine_paths(notebook.read_text()), as_version=4)
+    executed = nbformat.reads(without_machine_paths(notebook.read_text(encoding="utf-8")), as_version=4)
     for cell in executed.cells:
         if cell.cell_type == "code":
             cell.outputs = with_messages_last(cell.outputs)
@@ -126,7 +126,7 @@ def write_page(target: Path, body: str, page: dict, **values) -> None:
 
     The page may use one style sheet and run one script, both ours, inline and allowed by their hash; nothing else.
     """
-    style, script = (TEMPLATE / "style.css").read_text(), (TEMPLATE / "page.js").read_text()
+    style, script = (TEMPLATE / "style.css").read_text(encoding="utf-8"), (TEMPLATE / "page.js").read_text(encoding="utf-8")
     text = render(
         "page.html.j2",
         title=page["label"],
@@ -224,7 +224,7 @@ def write_reference(profile: str) -> None:
 
 def put_between(page: Path, mark: str, text: str) -> None:
     """Replace the text between `<!-- mark -->` and `<!-- /mark -->`. Raises ValueError when the page lacks these marks."""
-    before, begin, rest = page.read_text().partition(f"<!-- {mark} -->")
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->")
     _, end, after = rest.partition(f"<!-- /{mark} -->")
     if not (begin and end):
         raise ValueError(f"{page.name} has no <!-- {mark} --> … <!-- /{mark} -->: put both marks where the table belongs")

@@ -16,7 +16,8 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        with contextlib.suppress(OSError):  # some mounts refuse it, and nobody needs it there
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -30,9 +31,18 @@ def write_json(path: Path, value) -> None:
 def read_json(path: Path):
     """Raises ValueError naming the file when it is truncated or no JSON."""
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from None
+
+
+def read_text(path: Path) -> str:
+    """A text file as people save them: UTF-8 with or without a byte order mark, or UTF-16 with one. Raises ValueError otherwise."""
+    data = path.read_bytes()
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 (byte {error.start}): save it with the encoding UTF-8") from None
 
 
 def kept_json(path: Path, make):

@@ -65,6 +65,7 @@ class Endpoint(Section):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 16
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     attempts: Positive = 5
+    lose_at_most: Share = 0.01
 
     @model_validator(mode="after")
     def one_address(self):
@@ -98,8 +99,12 @@ class Teacher(Section):
 
     @model_validator(mode="after")
     def wrapper_has_prompt(self):
-        if "{prompt}" not in self.wrapper:
-            raise ValueError("wrapper must contain {prompt}")
+        try:
+            filled = self.wrapper.format(prompt="\0")
+        except (KeyError, IndexError, ValueError):
+            raise ValueError("wrapper must hold {prompt} once and no other braces; double a brace of the text: {{") from None
+        if filled.count("\0") != 1:
+            raise ValueError("wrapper must hold {prompt} once, in single braces")
         return self
 
 

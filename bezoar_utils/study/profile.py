@@ -4,7 +4,9 @@
 and the shared sections it uses.
 """
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +14,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, create_model
 
+from . import files
 from .parts import ORIGINS, Section
 from .schema import Profile, Recipe
 from .stages import CODE, STAGES
@@ -86,13 +89,27 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ProfileError(f"there is no profile {name!r} ({path.name}); known: {known}")
     try:
-        data = yaml.safe_load(path.read_text()) or {}
+        data = yaml.load(files.read_text(path), UniqueKeys) or {}  # noqa: S506 it is a SafeLoader
     except yaml.YAMLError as error:
         raise ProfileError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
     if not isinstance(data, dict):
         raise ProfileError(f"{path.name} must be a mapping of keys, got {type(data).__name__}")
     parent = data.pop("extends", None)
     return _over(_merged(parent, folder, (*seen, name)), data) if parent else data
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key stands once: of two, YAML's own reader takes the last, and a whole section is lost without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        lines = {}
+        for key, _ in node.value:
+            if key.value in lines:
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: duplicate key {key.value}, first in line {lines[key.value]}")
+            lines[key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
 
 
 def _rehearsed(name: str) -> dict:
@@ -100,7 +117,7 @@ def _rehearsed(name: str) -> dict:
     path = ROOT / "runs" / name / "profile.yaml"
     if not path.exists():
         raise ProfileError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(files.read_text(path))
 
 
 def _over(base: dict, changes: dict) -> dict:
@@ -115,11 +132,19 @@ def _over(base: dict, changes: dict) -> dict:
 def _one_line(where: str, error: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "the profile"
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key {key} = {error['input']!r}; allowed here: {', '.join(_siblings(error['loc']))}"
+        siblings = _siblings(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), siblings, 1)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        return f"{where}: unknown key {key} = {error['input']!r}{hint}; allowed here: {', '.join(siblings)}"
     if error["type"] == "missing":
         return f"{where}: {key} is missing"
     given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    return f"{where}: {key}{given}: {error['msg'].removeprefix('Value error, ')}"
+    hint = " (YAML reads it as text: write the number with a point, as in 1.0e-4)" if _number_as_text(error["input"]) else ""
+    return f"{where}: {key}{given}: {error['msg'].removeprefix('Value error, ')}{hint}"
+
+
+def _number_as_text(value) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+([eE][-+]?\d+)", value) is not None
 
 
 def _siblings(location: tuple) -> list[str]:

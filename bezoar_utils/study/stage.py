@@ -5,6 +5,7 @@ Inside a notebook:  `stage = open_stage("50_dpo", globals())` … `stage.input(.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -193,7 +194,12 @@ def _lock(folder: Path, patience_s: float = 30) -> None:
     deadline = time.time() + patience_s
     while True:
         with contextlib.suppress(BlockingIOError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
+                    raise
+                print(f"note: the file system of {folder} has no locks; do not run two processes there", file=sys.stderr)
             _locks.append(handle)
             return
         # a notebook run again from the top in one kernel holds the lock already

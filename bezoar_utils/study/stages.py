@@ -33,7 +33,7 @@ class StageRow:
 def read_table(path: Path) -> dict[str, StageRow]:
     """name -> its row, in order. Raises ValueError for a stage that reads a later one, or for a word that is not known."""
     table: dict[str, StageRow] = {}
-    with open(path, newline="") as lines:
+    with open(path, newline="", encoding="utf-8") as lines:
         for line in csv.DictReader(lines):
             lists = {key: tuple(line[key].split()) for key in ("shared", "reads")}
             row = StageRow(**line | lists | {"does": frozenset(line["does"].split())})

@@ -119,7 +119,7 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
         options["quantization_config"] = _four_bit(quantisation)
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if quantisation:
-        keep_weights_unpacked(model)
+        keep_weights_unpacked(model, path)
     unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"
     return dequantised(model) if unpack else model
 
@@ -155,12 +155,15 @@ def _four_bit(quantisation: dict):
     )
 
 
-def keep_weights_unpacked(model) -> None:
+def keep_weights_unpacked(model, path: Path) -> None:
+    """Raises ProfileError when no layer is in 4 bits: those that are not plain `nn.Linear` (Falcon's) stay as they are."""
     import bitsandbytes as bnb
 
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    if not layers:
+        raise ProfileError(f"4-bit weights were asked for, but no layer of {path.name} can hold them: load it in full precision")
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def lora_config(lora: dict):
@@ -186,13 +189,14 @@ def claim_adapter(model, values: dict) -> int:
     """Make the adapter float32, as the authors' 32 MB files show, with `values` (of a carried adapter) put back exactly.
 
     TRL 1.16 casts LoRA weights on a 4-bit base to bfloat16 without a word: a carried adapter would be rounded at each
-    stage. Returns the number of trainable values; raises ProfileError when there are none.
+    stage. Returns the number of trainable values; raises ProfileError for a name in `target_modules` that no layer has.
     """
     import torch
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise ProfileError("lora.target_modules matches no layer of the base model")
+    targets = set(model.peft_config["default"].target_modules)
+    if missing := {target for target in targets if not any(f".{target}.lora_" in name for name in trainable)}:
+        raise ProfileError(f"lora.target_modules: no layer of the base model is called {', '.join(sorted(missing))}")
     for name, parameter in trainable.items():
         parameter.data = values.get(name, parameter.data).to(torch.float32)
     return sum(p.numel() for p in trainable.values())

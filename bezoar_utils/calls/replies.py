@@ -1,0 +1,36 @@
+"""What a server's HTTP 200 says: the text, how it ended, the tokens it counted, and whether it read the whole prompt."""
+
+from .attempts import Unanswered
+
+CHARACTERS_A_TOKEN = 30  # more than any text has: a prompt of which fewer tokens were read was cut
+
+
+def answer(choice, mode: str) -> tuple[str, str]:
+    """(text, note). An empty reply and a refusal are answers like any other; the note tells them apart from a finished text."""
+    refusal, content = (choice.message.refusal, _text(choice.message.content)) if mode == "chat" else (None, choice.text)
+    reason = choice.finish_reason
+    note = "refusal" if refusal else "" if reason == "stop" else f"finish_reason {reason}"
+    return (content or refusal or "").encode(errors="replace").decode(), note  # half a surrogate pair cannot be written to a file
+
+
+def _text(content) -> str | None:
+    """A message's text; some servers send a list of parts, of which the thinking is not the answer."""
+    if not isinstance(content, list):
+        return content
+    return "".join(part["text"] for part in content if part.get("type") == "text")
+
+
+def counted_tokens(completion) -> tuple[int, int] | None:
+    """(prompt tokens, reply tokens) as the server counts them; None when it does not, or counts what cannot be."""
+    try:
+        tokens = int(completion.usage.prompt_tokens), int(completion.usage.completion_tokens)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return tokens if tokens[0] > 0 and tokens[1] >= 0 else None
+
+
+def require_whole(prompt: str, tokens: tuple[int, int] | None) -> None:
+    """Raises Unanswered when fewer tokens were read than the prompt can have: some servers cut it without a word (Ollama)."""
+    if tokens and len(prompt) > CHARACTERS_A_TOKEN * tokens[0]:
+        read = f"the server read {tokens[0]} tokens of a prompt of {len(prompt)} characters"
+        raise Unanswered("prompt cut", f"{read}: give it more context (docs/serving.md)")
