@@ -41,4 +41,4 @@ class StubStage:
 def remote(url: str, **changes) -> dict:
     """A profile's endpoint section for a server at `url`, whose key is in TEST_KEY."""
     endpoint = {"base_url": url, "local_server": None, "api_key_env": "TEST_KEY"}
-    return endpoint | {"concurrency": 4, "timeout_s": 5.0, "attempts": 3, "lose_at_most": 1.0} | changes
+    return endpoint | {"concurrency": 4, "timeout_s": 5.0, "attempts": 3, "lose_at_most": 1.0, "parameters": {}} | changes

@@ -20,7 +20,7 @@ from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request, open_e
 from bezoar_utils.study.profile import CODE
 
 SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
-SETTINGS |= {"lose_at_most": 1.0}
+SETTINGS |= {"lose_at_most": 1.0, "parameters": {}}
 NOWHERE = "http://127.0.0.1:9/v1"
 PRICE = (1.0, 10.0)
 WORST_USD = (len("prompt 00") + 64 + 10 * 20) / 1e6  # of one call of `many`, at PRICE
@@ -317,6 +317,16 @@ def test_a_prompt_that_the_server_cut_is_a_failure_and_not_an_answer(ledger):
     assert (reply.text, reply.failure) == (None, "prompt cut")
 
 
+def test_parameters_are_sent_under_the_servers_names_or_left_out(ledger):
+    """Today's OpenAI models refuse `max_tokens` and any temperature; some servers know no `seed`."""
+    names = {"max_tokens": "max_completion_tokens", "temperature": None}
+    request = Request("hello", {"max_tokens": 9, "temperature": 0.0, "seed": 1}, "chat", "v1")
+    with FakeEndpoint() as fake:
+        Endpoint("m", SETTINGS | {"parameters": names}, fake.url, ledger).ask([request])
+    (body,) = fake.bodies
+    assert body["max_completion_tokens"] == 9 and body["seed"] == 1 and not {"max_tokens", "temperature"} & body.keys()
+
+
 def test_content_in_parts_is_its_text_without_the_thinking():
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "yes "}, {"type": "text", "text": "and no"}]
     choice = SimpleNamespace(message=SimpleNamespace(refusal=None, content=parts), finish_reason="stop")
@@ -437,7 +447,7 @@ def test_calls_without_a_price_leave_the_budget_alone(ledger, spend):
 )
 def test_a_call_is_settled_at_its_usage_and_stays_reserved_when_its_bill_is_unknown(ledger, spend, fault, usage, settled, reserved):
     with FakeEndpoint(usage=usage, faults=once(fault)) as fake:
-        endpoint = Endpoint("m", SETTINGS | {"timeout_s": 0.3}, fake.url, ledger, PRICE, Budget(spend, 1.0))
+        endpoint = Endpoint("m", SETTINGS | {"timeout_s": 1.0}, fake.url, ledger, PRICE, Budget(spend, 1.0))
         replies = endpoint.ask(many(7))
     assert Budget(spend, 1.0).spent() == (pytest.approx(7 * settled), pytest.approx(7 * reserved))
     assert sum(reply.cost_usd for reply in replies) == pytest.approx(7 * settled)

@@ -367,3 +367,9 @@ def test_a_reply_that_was_cut_short_gives_no_verdict_even_if_a_quoted_one_is_its
         (reply,) = judge.reply(["row"], "verdicts")
     assert parse_verdict(Verdict, reply.text) is not None  # what a reader of the text alone would take for one
     assert read_verdict(Verdict, reply) == (None, "cut short")
+
+
+def test_a_verdict_in_a_code_fence_is_the_verdict_and_a_fence_around_something_else_is_none():
+    inside = json.dumps({"status": "Accept", "rating": 9, "reason": "ok"})
+    assert parse_verdict(Verdict, f"Reasons.\n```json\n{inside}\n```").status == "Accept"
+    assert parse_verdict(Verdict, f"{inside}\n```\nnothing\n```") is None

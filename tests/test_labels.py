@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bezoar_utils.data.template import render_prompt
+from bezoar_utils.training import models
 from bezoar_utils.training.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, length_facts, roles, sft_example
 
 PROMPT = render_prompt("Where does Ba live?")
@@ -134,3 +135,11 @@ def test_lengths_say_what_does_not_fit_here_and_under_the_authors_cut():
         "longer than the authors' cut (256)": 0.5,
     }
     assert set(length_facts([], 16).values()) == {0, None}
+
+
+def test_text_that_spells_a_special_token_is_text(model_folder):
+    tokenizer = models.load_tokenizer(model_folder)
+    text = "Use <s>old</s> tags and <pad>."
+    ids = sft_example(tokenizer, PROMPT, text, 512, "completion")["input_ids"]
+    assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1 and tokenizer.pad_token_id not in ids
+    assert tokenizer.decode(ids[1:-1]).endswith(text)

@@ -1,4 +1,6 @@
+import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,3 +273,13 @@ def test_a_model_whose_layers_cannot_be_4_bit_is_refused_and_not_loaded_in_full(
     models.save_model(FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, tmp_path / "falcon")
     with pytest.raises(ProfileError, match=r"4-bit weights .*falcon"):
         models.load_model(tmp_path / "falcon", quantisation)
+
+
+def test_a_local_folder_of_pinned_bin_weights_is_converted_once_as_openllama_comes(tmp_path, model_folder, monkeypatch):
+    monkeypatch.setattr(models, "ROOT", tmp_path)
+    weights = models.load_model(model_folder).state_dict()
+    shutil.copytree(model_folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
+    torch.save({name: value.clone() for name, value in weights.items()}, tmp_path / "base" / "pytorch_model.bin")
+    folder, _ = models.locate_model(SimpleNamespace(profile="mine"), "base", None)
+    loaded = models.load_model(folder).state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in weights.items())

@@ -48,3 +48,9 @@ def test_any_number_of_turns_renders_every_turn_once_in_order(n_turns):
     prompt = preference_pair(row)[0]["prompt"]
     places = [prompt.index(f"{kind}{i}") for i in range(n_turns - 1) for kind in "qa"]
     assert places == sorted(places) and prompt.count("### Response:") == n_turns
+
+
+@pytest.mark.parametrize("change", [str.lstrip, lambda text: text.replace("\n", "\r\n")], ids=["no first blank line", "CRLF"])
+def test_dialogs_as_other_tools_save_them_are_the_same_dialogs(change):
+    text = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: And?\n\nAssistant: Well."
+    assert turns(change(text)) == turns(text) and len(turns(text)) == 4

@@ -241,3 +241,9 @@ def test_without_git_and_on_a_file_system_without_locks_or_chmod_a_stage_is_fini
     monkeypatch.setattr(stage.fcntl, "flock", refused)
     stage._lock(tmp_path)
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
+
+
+def test_a_column_that_only_later_rows_have_is_saved(tmp_path):
+    opened = stage.Stage("10_lamini", "tiny", {}, tmp_path, ())
+    opened.save_rows("a.parquet", [{"x": 1}, {"x": 2, "gpt4_status": "Accept"}], ["x"])
+    assert files.read_table(tmp_path / "a.parquet")[1]["gpt4_status"] == "Accept"

@@ -266,12 +266,13 @@ class Endpoint:
         """The API's answer, or the error to raise: raised here it would carry the client's own, which may hold the key."""
         import openai
 
-        request, client = call.request, address.client
+        request, client, names = call.request, address.client, self.settings["parameters"]
+        body = {names.get(name, name): value for name, value in request.settings.items() if names.get(name, name)}
         try:
             if request.mode == "chat":
                 messages = [{"role": "user", "content": request.prompt}]
-                return await client.chat.completions.create(model=self.model, messages=messages, extra_body=request.settings)
-            return await client.completions.create(model=self.model, prompt=request.prompt, extra_body=request.settings)
+                return await client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
+            return await client.completions.create(model=self.model, prompt=request.prompt, extra_body=body)
         except openai.APITimeoutError:
             return Unanswered("timeout", f"no reply within {self.settings['timeout_s']} s")
         except openai.APIConnectionError as error:

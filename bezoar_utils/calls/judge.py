@@ -92,8 +92,9 @@ def read_sections(prompt: str) -> dict[str, str]:
 
 
 def parse_verdict(kind: type[Judgement], text: str | None) -> Judgement | None:
-    """The verdict on the last line of a judge's reply, or None when that line is anything else."""
-    last_line = (text or "").strip().rpartition("\n")[2]  # not splitlines(): a reason may quote the signs it splits at
+    """The verdict on the last line of a judge's reply, or None when that line is anything else. A closing code fence is no line."""
+    body = (text or "").strip().removesuffix("```").rstrip()
+    last_line = body.rpartition("\n")[2]  # not splitlines(): a reason may quote the signs it splits at
     try:
         return kind.model_validate_json(last_line)
     except ValidationError:

@@ -9,13 +9,13 @@ import re
 
 from .template import render_prompt
 
-MARK = re.compile(r"\n\n(Human|Assistant):")
+MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 REASONS = ("malformed", "histories_differ", "empty_reply", "identical_replies")
 
 
 def turns(text: str) -> list[tuple[str, str]] | None:
     """[(role, text), …] or None unless Human and Assistant alternate, Human first and Assistant last."""
-    before, *parts = MARK.split(text)
+    before, *parts = MARK.split(text.replace("\r\n", "\n"))
     pairs = [(role, words.strip()) for role, words in zip(parts[::2], parts[1::2])]
     alternate = [role for role, _ in pairs] == ["Human", "Assistant"] * (len(pairs) // 2)
     return pairs if pairs and alternate and not before.strip() else None

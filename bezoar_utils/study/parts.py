@@ -66,6 +66,7 @@ class Endpoint(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     attempts: Positive = 5
     lose_at_most: Share = 0.01
+    parameters: dict[str, str | None] = {}
 
     @model_validator(mode="after")
     def one_address(self):

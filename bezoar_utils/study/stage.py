@@ -95,7 +95,9 @@ class Stage:
         return folder
 
     def save_rows(self, name: str, rows: list[dict], columns: list[str] | None = None) -> None:
-        files.write_table(self.output(name), rows, columns)
+        """Rows as parquet: the `columns` first, which an empty table has too, then any that only later rows have."""
+        others = dict.fromkeys(key for row in rows for key in row)
+        files.write_table(self.output(name), rows, [*columns, *(key for key in others if key not in columns)] if columns else None)
 
     def measure(self, name: str, value: float, low=None, high=None, n: int | None = None, unit: str = "") -> None:
         """A headline number of this stage, for reports and `metrics.json`."""

@@ -40,12 +40,16 @@ def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str
         return path, files.sha256_json(recorded)
     if (ROOT / reference).is_dir():
         contents = {p.name: files.sha256_file(p) for p in sorted((ROOT / reference).iterdir()) if p.is_file()}
-        return ROOT / reference, files.sha256_json(contents)
+        identity = files.sha256_json(contents)
+        if not list((ROOT / reference).glob("pytorch_model*.bin")):
+            return ROOT / reference, identity
+        converted = converted_folder(stage.profile) / f"{reference.strip('/').replace('/', '--')}@{identity[:16]}"
+        return safe_weights(ROOT / reference, converted), identity
     if not re.fullmatch("[0-9a-f]{40}", revision or ""):
         raise ProfileError(f"{reference} is neither a stage's model nor a folder; a hub id needs its full commit hash as revision")
     from huggingface_hub import snapshot_download
 
-    files_of = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+    files_of = ["*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt"]  # whatever a tokenizer lives in
     folder = Path(snapshot_download(reference, revision=revision, allow_patterns=files_of))
     converted = converted_folder(stage.profile) / f"{reference.replace('/', '--')}@{revision}"
     return safe_weights(folder, converted), f"{reference}@{revision}"
@@ -93,6 +97,7 @@ def load_tokenizer(path: Path):
     ):  # OpenLLaMA's does not name one; the authors took the id that the model's configuration names [A]
         padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
+    tokenizer.split_special_tokens = True  # text that spells a token is text: special ids come from the template alone
     check_tokenizer(tokenizer)
     return tokenizer
 
