@@ -13,7 +13,7 @@ class StubStage:
     profile = "tiny"
 
     def __init__(self, folder: Path):
-        self.folder, self.inputs = Path(folder), {}
+        self.folder, self.inputs, self.notes = Path(folder), {}, {}
         self.counts = {"tokens": 0, "calls": 0, "cost_usd": 0.0}
         self.reported: list[tuple[str, int, int]] = []
         self.open = contextlib.ExitStack()
@@ -26,6 +26,9 @@ class StubStage:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def note(self, name, value) -> None:
+        self.notes[name] = value
 
     def enter(self, context):
         return self.open.enter_context(context)

@@ -16,7 +16,7 @@ from stub_stage import JUDGE, StubStage
 
 from bezoar_utils.calls import attempts, replies
 from bezoar_utils.calls.budget import Budget, BudgetReached
-from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request, open_endpoint
+from bezoar_utils.calls.endpoint import Endpoint, EndpointError, Request, open_endpoint, record_calls
 from bezoar_utils.study.profile import CODE
 
 SETTINGS = {"api_key_env": "TEST_KEY", "local_server": "fake", "concurrency": 8, "timeout_s": 5.0, "attempts": 3}
@@ -315,6 +315,19 @@ def test_a_prompt_that_the_server_cut_is_a_failure_and_not_an_answer(ledger):
     with FakeEndpoint(usage={"prompt_tokens": 2048, "completion_tokens": 5}) as fake:
         (reply,) = Endpoint("m", SETTINGS, fake.url, ledger).ask([chat("long " * 20_000)])
     assert (reply.text, reply.failure) == (None, "prompt cut")
+
+
+def test_a_reply_of_thinking_alone_is_not_an_answer():
+    message = SimpleNamespace(refusal=None, content=None, reasoning_content="Let me see")
+    with pytest.raises(attempts.Unanswered, match="only thinking"):
+        replies.answer(SimpleNamespace(message=message, finish_reason="length"), "chat")
+
+
+def test_calls_without_an_answer_are_noted_in_the_stage_by_their_reason(ledger, tmp_path):
+    stage = StubStage(tmp_path)
+    with FakeEndpoint(faults=always("too-long", ("prompt 00",))) as fake:
+        record_calls(stage, Endpoint("m", SETTINGS, fake.url, ledger).ask(many(3)))
+    assert stage.notes == {"unanswered": {"too long": 1}}
 
 
 def test_parameters_are_sent_under_the_servers_names_or_left_out(ledger):

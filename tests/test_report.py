@@ -201,7 +201,9 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
     files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim(claim="<b>", **numbers)])
     files.write_json(tmp_path / "mine" / "90_findings" / "not_reproduced.json", [{"what": "<i>", "why": "because"}])
     record = files.read_json(tmp_path / "mine" / "90_findings" / "stage.json")
-    text = pages.overview("mine", {"90_findings": record | {"counts": {"tokens": 1, "calls": 2, "cost_usd": 0.5}}})
+    record |= {"counts": {"tokens": 1, "calls": 2, "cost_usd": 0.5}, "notes": {"unanswered": {"500": 3, "too long": 1}}}
+    text = pages.overview("mine", {"90_findings": record})
+    assert "no answer" in text and "3 (500), 1 (too long)" in text
     assert "&lt;b&gt;" in text and "&lt;i&gt;" in text and "<b></td>" not in text
     assert 'class="verdict not-shown"' in text and "+0.10 [-0.10, +0.30]" in text and "<td>0.50</td>" in text
 

@@ -16,7 +16,12 @@ BACKOFF_S = 0.5  # the first pause before a retry is at most this long, each fur
 LONGEST_PAUSE_S = 60.0
 AVOID_S = 30.0  # how long a silent address is skipped before one more call tests whether it is back
 PASSING = {408, 409, 429}  # and every 5xx: the same request may well be answered later
-REFUSED = {"400", "422", "prompt cut"}  # not tried twice in one run; asked again in the next, for most can be mended
+REFUSED = {
+    "400",
+    "422",
+    "prompt cut",
+    "only thinking",
+}  # not tried twice in a run; asked again in the next
 A_DOZEN = 12  # failures of one kind in a row, after which going on is pointless
 # What providers say, in words that changed little over the years
 QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|insufficient (credit|balance|funds)", re.IGNORECASE)

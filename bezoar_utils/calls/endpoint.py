@@ -76,8 +76,13 @@ def open_endpoint(stage, role: dict) -> "Endpoint":
 
 
 def record_calls(stage, replies: list[Reply]) -> None:
-    """Count what these replies took, now or in an earlier run, as the stage's. Equal requests were one call: one object."""
+    """Count what these replies took, now or in an earlier run, as the stage's, and note those without an answer by their reason.
+
+    Equal requests were one call: one object.
+    """
     calls = {id(reply): reply for reply in replies}.values()
+    if lost := Counter(reply.failure for reply in calls if reply.text is None):
+        stage.note("unanswered", dict(Counter(stage.notes.get("unanswered", {})) + lost))
     tokens = sum(r.tokens_in + r.tokens_out for r in calls)
     stage.spend(tokens=tokens, calls=len(calls), cost_usd=sum(r.cost_usd for r in calls))
 

@@ -6,8 +6,14 @@ CHARACTERS_A_TOKEN = 30  # more than any text has: a prompt of which fewer token
 
 
 def answer(choice, mode: str) -> tuple[str, str]:
-    """(text, note). An empty reply and a refusal are answers like any other; the note tells them apart from a finished text."""
+    """(text, note). An empty reply and a refusal are answers like any other; the note tells them apart from a finished text.
+
+    Raises Unanswered when there is reasoning and no text: the thinking took all the tokens.
+    """
     refusal, content = (choice.message.refusal, _text(choice.message.content)) if mode == "chat" else (None, choice.text)
+    thinking = any(getattr(choice.message, name, None) for name in ("reasoning_content", "reasoning")) if mode == "chat" else False
+    if thinking and not content and not refusal:
+        raise Unanswered("only thinking", "the reply is reasoning without a text: allow more tokens, or switch the thinking off")
     reason = choice.finish_reason
     note = "refusal" if refusal else "" if reason == "stop" else f"finish_reason {reason}"
     return (content or refusal or "").encode(errors="replace").decode(), note  # half a surrogate pair cannot be written to a file

@@ -162,6 +162,7 @@ def overview(profile: str, records: dict) -> str:
         verdicts={word: sum(c["verdict"] == word for c in claims) for word in ("shown", "not shown", "opposite")},
         figures=headline_figures(records),
         records=records,
+        unanswered={stage: lost for stage, r in records.items() if (lost := r.get("notes", {}).get("unanswered"))},
         titles={row.name: row.title for row in STAGES.values()},
         not_reproduced=files.read_json(not_reproduced) if "90_findings" in records else [],
         versions=sorted(versions.items()),

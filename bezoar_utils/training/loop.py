@@ -23,7 +23,9 @@ def split(rows: list[dict], recipe: dict) -> tuple[list[dict], list[dict]]:
     import random
 
     if len(rows) < 2:
-        raise TrainingError(f"{len(rows)} rows are too few to train and validate on")
+        raise TrainingError(
+            f"{len(rows)} rows are too few to train and validate on: chapter 20 says what was accepted, and why the rest was not"
+        )
     shuffled = random.Random(recipe["split_seed"]).sample(rows, len(rows))
     held = max(1, round(len(rows) * recipe["validation_share"]))
     return shuffled[held:], shuffled[:held]
