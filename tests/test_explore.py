@@ -140,7 +140,6 @@ def test_a_finished_call_is_read_again():
     "change",
     [
         lambda line: line + " Thanks!",
-        lambda line: f"```json\n{line}\n```",
         lambda line: json.dumps(json.loads(line) | {"rating": 11}),
         lambda line: json.dumps(json.loads(line) | {"rating": "9"}),
         lambda line: json.dumps(json.loads(line) | {"more": 1}),

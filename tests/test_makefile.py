@@ -87,7 +87,8 @@ def test_make_runs_what_content_calls_for_and_nothing_else(study):
     assert started(study()) == [], "a new time stamp is not new content"
 
     profile = study.folder / "profiles" / "tiny.yaml"
-    profile.write_text(profile.read_text() + "judge_filter: {ngram: 9}\n")
+    text = profile.read_text()
+    profile.write_text(text.replace("judge_filter: {repeat_rows: 20}", "judge_filter: {repeat_rows: 20, ngram: 9}"))
     plan = study("plan")
     assert f"{FIRST:18} fresh" in plan.stdout and "parameter ngram: 8 -> 9" in plan.stdout
     assert started(study()) == [SECOND]
