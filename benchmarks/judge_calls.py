@@ -29,6 +29,7 @@ from bezoar_utils.calls.endpoint import Endpoint, Request
 LATENCY_S, REFUSED, SEED, CONCURRENCY, WANTED_RATIO = 0.2, 0.01, 7, 64, 20
 SERIAL = 200
 SETTINGS = {"api_key_env": "NO_KEY", "local_server": "fake", "concurrency": CONCURRENCY, "timeout_s": 10.0, "attempts": 5}
+SETTINGS |= {"lose_at_most": 0.0, "parameters": {}}
 
 
 def main() -> None:
