@@ -4,8 +4,8 @@ from functools import cache
 from math import isnan
 from pathlib import Path
 
-from .calls.endpoint import Reply
 from .calls.judge import Verdict, read_verdict
+from .calls.replies import Reply
 from .data import filters, sources
 from .data.template import clean_response, render_prompt
 from .evaluation import benchmarks, mt_bench

@@ -340,6 +340,15 @@ def test_parameters_are_sent_under_the_servers_names_or_left_out(ledger):
     assert body["max_completion_tokens"] == 9 and body["seed"] == 1 and not {"max_tokens", "temperature"} & body.keys()
 
 
+def test_a_paid_call_whose_bound_is_left_out_is_refused_before_it_is_sent(ledger):
+    unbounded = SETTINGS | {"parameters": {"max_tokens": None}}
+    with FakeEndpoint() as fake:
+        endpoint = Endpoint("m", unbounded, fake.url, ledger, PRICE, Budget(ledger.with_name("spend.jsonl"), 1.0))
+        with pytest.raises(ValueError, match="max_tokens"):
+            endpoint.ask(many(1))
+    assert fake.received.total() == 0
+
+
 def test_content_in_parts_is_its_text_without_the_thinking():
     parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "yes "}, {"type": "text", "text": "and no"}]
     choice = SimpleNamespace(message=SimpleNamespace(refusal=None, content=parts), finish_reason="stop")

@@ -34,12 +34,16 @@ class EndpointError(RuntimeError):
 
 
 class Unanswered(Exception):
-    """An attempt without an answer: the reason in a word, the error text, and the pause in seconds that the server asks for."""
+    """An attempt without an answer: the reason in a word, the error text, and the pause in seconds that the server asks for.
+
+    `final`: nothing can mend this prompt. `retried`: the same request may be answered in this run.
+    """
 
     def __init__(self, reason: str, text: str, pause_s: float | None = None):
         super().__init__(reason)
         self.reason, self.text, self.pause_s = reason, text, pause_s
         self.silent = reason in ("timeout", "connection")
+        self.final, self.retried = reason in HOPELESS, reason not in HOPELESS | REFUSED
 
 
 def status_error(status: int, text: str, retry_after: str | None, where: str) -> Exception:

@@ -16,15 +16,24 @@ from pathlib import Path
 from ..study import files
 from ..study.profile import load_profile
 from ..study.stage import RUNS
-from . import attempts as policy
 from . import local_server
-from .attempts import Address, EndpointError, Unanswered, next_address, pause_s, status_error
+from .attempts import (
+    A_DOZEN,
+    Address,
+    EndpointError,
+    Unanswered,
+    check_key,
+    next_address,
+    pause_s,
+    require_enough,
+    status_error,
+    through_proxies,
+)
 from .budget import Budget, BudgetReached, cost_usd
-from .ledger import HOPELESS, Answers, Ledger
-from .replies import answer, counted_tokens, require_whole
+from .ledger import Answers, Ledger
+from .replies import Reply, answer, counted_tokens, reply_of, require_whole
 
 BUDGET_WAIT_S = 0.05
-CUT_SHORT = "finish_reason length"
 TEMPLATE_TOKENS = 64  # what a chat template adds, at most; a text itself has no more tokens than UTF-8 bytes
 
 
@@ -41,21 +50,6 @@ class Request:
     mode: str
     scheme: str
     repeat: int = 0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back. `text` is None when the call failed, and `failure` says why in a word or two.
-
-    `note` is CUT_SHORT when the reply reached its length limit, "refusal" for a refusal, else another finish reason or empty.
-    """
-
-    text: str | None
-    failure: str = ""
-    tokens_in: int = 0
-    tokens_out: int = 0
-    cost_usd: float = 0.0
-    note: str = ""
 
 
 def open_endpoint(stage, role: dict) -> "Endpoint":
@@ -143,7 +137,7 @@ class Endpoint:
         self.urls = [base_url] if isinstance(base_url, str) else base_url
         key_name = settings["api_key_env"]
         self._secret = os.environ.get(key_name or "", "").strip()  # a stray newline would get past the redaction
-        policy.check_key(key_name, self._secret)
+        check_key(key_name, self._secret)
         if key_name and not self._secret and not settings["local_server"]:
             raise EndpointError(f"{model} at {', '.join(self.urls)} needs its key in the environment variable {key_name}")
         if any(price) and budget is None:
@@ -167,12 +161,10 @@ class Endpoint:
         calls = deque(_Call(key, by_key[key], self._worst_usd(by_key[key])) for key in answers.missing)
         if calls:
             _run_in_thread(self._send(_Round(calls, answers)))
-        by_key_replies = {key: _reply(row) for key, row in answers.rows.items()}
-        replies = [by_key_replies[key] for key in keys]
-        policy.require_enough(
-            [r.failure for r in replies if r.text is None], len(replies), self.settings, self.model, self._last_error
-        )
-        return replies
+        replies = {key: reply_of(row) for key, row in answers.rows.items()}
+        failures = [replies[key].failure for key in keys if replies[key].text is None]
+        require_enough(failures, len(keys), self.settings, self.model, self._last_error)
+        return [replies[key] for key in keys]
 
     async def _send(self, calls: _Round) -> None:
         workers = min(self.settings["concurrency"], len(calls.waiting))
@@ -193,7 +185,7 @@ class Endpoint:
             timeout=self.settings["timeout_s"],
             max_retries=0,  # retries are ours: each attempt reserves its money
             http_client=openai.DefaultAsyncHttpxClient(
-                limits=httpx2.Limits(max_keepalive_connections=connections), trust_env=policy.through_proxies(url)
+                limits=httpx2.Limits(max_keepalive_connections=connections), trust_env=through_proxies(url)
             ),
         )
 
@@ -213,7 +205,7 @@ class Endpoint:
             try:
                 return await self._attempt(calls.addresses, call)
             except Unanswered as unanswered:
-                if attempt == last or unanswered.reason in HOPELESS | policy.REFUSED:
+                if attempt == last or not unanswered.retried:
                     return self._give_up(call, unanswered)
                 pause = pause_s(unanswered, attempt)
             await calls.pause(pause)
@@ -225,11 +217,11 @@ class Endpoint:
         row = {"key": call.key, "failure": unanswered.reason, "said": unanswered.text}
         self.ledger.append(row)
         self.failures[unanswered.reason] += 1
-        if unanswered.reason not in HOPELESS:
+        if not unanswered.final:
             self._in_a_row[unanswered.reason] += 1
             self._last_error = f"{unanswered.reason}: {unanswered.text}"
-            if self._in_a_row[unanswered.reason] >= policy.A_DOZEN:
-                raise EndpointError(f"{policy.A_DOZEN} calls in a row to {self.model} failed, the last with {self._last_error}")
+            if self._in_a_row[unanswered.reason] >= A_DOZEN:
+                raise EndpointError(f"{A_DOZEN} calls in a row to {self.model} failed, the last with {self._last_error}")
         return row
 
     async def _attempt(self, addresses: list[Address], call: _Call) -> dict:
@@ -312,7 +304,8 @@ class Endpoint:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
         if not any(self.price):
             return 0.0
-        if "max_tokens" not in request.settings:
+        sent = "max_tokens" in request.settings and self.settings["parameters"].get("max_tokens", "max_tokens")
+        if not sent:
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
         return cost_usd(self.price, len(request.prompt.encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"])
 
@@ -320,10 +313,6 @@ class Endpoint:
         """One short line without the key, which providers like to repeat in their error texts."""
         text = " ".join(str(error).split())
         return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
-
-
-def _reply(row: dict) -> Reply:
-    return Reply(**{"text": None} | {name: row[name] for name in Reply.__dataclass_fields__ if name in row})
 
 
 def _run_in_thread(calls) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .endpoint import CUT_SHORT, Endpoint, Reply, Request, open_endpoint, record_calls
+from .endpoint import Endpoint, Request, open_endpoint, record_calls
+from .replies import CUT_SHORT, Reply
 
 SCHEME = "judge-1"  # part of a finished call's key, as the prompt is
 Rating = Annotated[int, Field(ge=1, le=10)]
@@ -92,7 +93,7 @@ def read_sections(prompt: str) -> dict[str, str]:
 
 
 def parse_verdict(kind: type[Judgement], text: str | None) -> Judgement | None:
-    """The verdict on the last line of a judge's reply, or None when that line is anything else. A closing code fence is no line."""
+    """The verdict on the last line of a judge's reply but for a closing code fence, or None when that line is anything else."""
     body = (text or "").strip().removesuffix("```").rstrip()
     last_line = body.rpartition("\n")[2]  # not splitlines(): a reason may quote the signs it splits at
     try:

@@ -1,8 +1,31 @@
-"""What a server's HTTP 200 says: the text, how it ended, the tokens it counted, and whether it read the whole prompt."""
+"""What came back: the reply to a call, and what a server's HTTP 200 says of text, ending and tokens."""
+
+from dataclasses import dataclass
 
 from .attempts import Unanswered
 
+CUT_SHORT = "finish_reason length"
 CHARACTERS_A_TOKEN = 30  # more than any text has: a prompt of which fewer tokens were read was cut
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. `text` is None when the call failed, and `failure` says why in a word or two.
+
+    `note` is CUT_SHORT when the reply reached its length limit, "refusal" for a refusal, else another finish reason or empty.
+    """
+
+    text: str | None
+    failure: str = ""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost_usd: float = 0.0
+    note: str = ""
+
+
+def reply_of(row: dict) -> Reply:
+    """The reply that a row of the ledger holds."""
+    return Reply(**{"text": None} | {name: row[name] for name in Reply.__dataclass_fields__ if name in row})
 
 
 def answer(choice, mode: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from ..calls.attempts import through_proxies
 from ..study.pace import expected_seconds
 from ..study.profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
 from ..training import precision
@@ -153,7 +154,8 @@ def endpoint(role, address: str) -> tuple[str, str]:
     name = role.endpoint.api_key_env
     key = os.environ.get(name or "", "").strip() or "local"
     try:
-        with openai.OpenAI(base_url=address, api_key=key, timeout=TIMEOUT_S, max_retries=0) as client:
+        http = openai.DefaultHttpxClient(trust_env=through_proxies(address))  # as in a run
+        with openai.OpenAI(base_url=address, api_key=key, timeout=TIMEOUT_S, max_retries=0, http_client=http) as client:
             models = [model.id for model in client.models.list().data]
     except openai.APIConnectionError:
         return MISSING, "no answer: start the server, or change base_url"
