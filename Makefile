@@ -68,7 +68,7 @@ $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $
 ifneq (,$(EXTRA))
 setup: $(EXTRA:%=$(VENV)/extras/%)
 $(VENV)/extras/%: requirements/%.txt $(VENV)/ready
-	@mkdir -p $(@D) && $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $< && touch $@
+	@mkdir -p $(@D) && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(if $(shell command -v uv),uv,$(VENV)/bin/python -m) pip install --quiet --no-deps --require-hashes -r $< && touch $@
 endif
 
 lock: ## pin requirements/*.in again (needs uv; for maintainers)
