@@ -65,10 +65,11 @@ KEPT  := $(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_
 $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $(filter $(KEPT),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),,FORCE))
 	@requirements/setup.sh $(VENV) $(if $(and $(KEPT),$(if $(NAMED),,kept)),$(VENV)/bin/python,$(PYTHON)) $(TORCH_INDEX)
 
+# files of packages, not packages: where they lie nothing imports them, and they come without what they ask for
 ifneq (,$(EXTRA))
-setup: $(EXTRA:%=$(VENV)/extras/%)
-$(VENV)/extras/%: requirements/%.txt $(VENV)/ready
-	@mkdir -p $(@D) && VIRTUAL_ENV=$(CURDIR)/$(VENV) $(if $(shell command -v uv),uv,$(VENV)/bin/python -m) pip install --quiet --no-deps --require-hashes -r $< && touch $@
+setup: $(EXTRA:%=$(VENV)/extras/%.ready)
+$(VENV)/extras/%.ready: requirements/%.txt $(VENV)/ready
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(if $(shell command -v uv),uv,$(VENV)/bin/python -m) pip install --quiet --target $(@D) --no-deps --require-hashes -r $< && touch $@
 endif
 
 lock: ## pin requirements/*.in again (needs uv; for maintainers)

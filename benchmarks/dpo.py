@@ -119,7 +119,7 @@ def trainer_for(way: Way, case: Case, pairs: list[dict], seed: int):
         args=DPOConfig(**shared_arguments(case, "dpo", seed) | way.arguments),
         train_dataset=Dataset.from_list(examples),
         processing_class=case.tokenizer,
-        peft_config=models.lora_config(case.profile.lora.model_dump()),
+        peft_config=models.lora_config(case.profile.lora.model_dump(), model),
     )
     if way.tokenised:
         models.claim_adapter(trainer.model, {})

@@ -28,13 +28,13 @@ RARER_END = -7.0  # added to the end of text's logit
 def main() -> None:
     sys.path.insert(0, str(HOME))
     from bezoar_utils.study import files
-    from bezoar_utils.training import models
+    from bezoar_utils.training import models, tokens
 
     run = HOME / "runs" / (sys.argv[1] if len(sys.argv) > 1 else "mini")
     if not (run / "12_evol_instruct" / "stage.json").exists():
         sys.exit(f"{run} has no finished data chapters: run `make reproduce` first")
     models.prepare_torch(threads=2, seed=1)
-    model, tokenizer = models.load_model(run / "00_miniature" / "teacher"), models.load_tokenizer(run / "00_miniature" / "teacher")
+    model, tokenizer = models.load_model(run / "00_miniature" / "teacher"), tokens.load_tokenizer(run / "00_miniature" / "teacher")
     wrapper = files.read_json(run / "10_lamini" / "stage.json")["parameters"]["teacher"]["wrapper"]
     compare("the miniature's own answers", model, tokenizer, [wrapper.format(prompt=asked) for asked in mixed_prompts(run)])
     model.generation_config.sequence_bias = [[[tokenizer.eos_token_id], RARER_END]]

@@ -271,7 +271,7 @@ def trainer_for(machine: Machine, setting: Setting, model, rows: list[dict], ste
         kind, config = SFTTrainer, SFTConfig(**arguments)
     else:
         kind, config = dpo._tokenised_dpo_trainer(), DPOConfig(**arguments, precompute_ref_log_probs=setting.precomputed)
-    settings = {"processing_class": machine.tokenizer, "peft_config": models.lora_config(LORA)}
+    settings = {"processing_class": machine.tokenizer, "peft_config": models.lora_config(LORA, model)}
     trainer = kind(model=model, args=config, train_dataset=Dataset.from_list(rows), **settings)
     models.claim_adapter(trainer.model, {})
     trainer.remove_callback(PrinterCallback)

@@ -55,9 +55,8 @@ def steps_in(dtype: str, folder: Path, profile) -> dict[str, float]:
     """Training -> seconds a step in this precision."""
     precision.use(dtype)
     torch.manual_seed(0)
-    adapted = get_peft_model(
-        models.load_model(folder, profile.quantisation.model_dump()), models.lora_config(profile.lora.model_dump())
-    )
+    base = models.load_model(folder, profile.quantisation.model_dump())
+    adapted = get_peft_model(base, models.lora_config(profile.lora.model_dump(), base))
     models.claim_adapter(adapted, {})
     return {"base": seconds_a_step(models.load_model(folder), 8, 128, 2), "QLoRA": seconds_a_step(adapted, 16, 80, 1)}
 

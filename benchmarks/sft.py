@@ -166,12 +166,13 @@ def trainer_for(way: Way, case: Case, rows: list[dict], seed: int):
     texts = [{"prompt": row["prompt"], "completion": row["response"]} for row in rows]
     data = Dataset.from_list(tokenised(case, rows) if way.tokenised else texts)
     torch.manual_seed(seed)  # of the adapter's start
+    model = load_model(way, case)
     trainer = SFTTrainer(
-        model=load_model(way, case),
+        model=model,
         args=SFTConfig(**shared_arguments(case, "sft", seed) | way.arguments),
         train_dataset=data,
         processing_class=case.tokenizer,
-        peft_config=models.lora_config(case.profile.lora.model_dump()),
+        peft_config=models.lora_config(case.profile.lora.model_dump(), model),
     )
     if way.tokenised:
         models.claim_adapter(trainer.model, {})

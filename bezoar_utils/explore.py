@@ -53,9 +53,9 @@ def checkpoints(run: Stage) -> dict[str, Path]:
 @cache
 def load(path: Path) -> tuple:
     """(model, tokenizer), loaded once."""
-    from .training import models
+    from .training import models, tokens
 
-    return models.load_model(path), models.load_tokenizer(path)
+    return models.load_model(path), tokens.load_tokenizer(path)
 
 
 def reply(path: Path, question: str, temperature: float = 0.0, seed: int = 0, max_new_tokens: int = 40) -> str:

@@ -27,6 +27,5 @@ else
 fi
 "${pip[@]}" install --quiet ${index:+--index-url "$index"} -r requirements/torch.txt
 "${pip[@]}" install --quiet --require-hashes --no-deps -r requirements/lock.txt
-# an extra package comes without what it asks for, which a check would call broken
-[ -e "$venv/extras" ] || "${pip[@]}" check
+"${pip[@]}" check
 touch "$venv/ready"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bezoar_utils.training import generation, models
-from bezoar_utils.training.generation import by_length, generate, generate_batch, row_sampler, row_seeds
+from bezoar_utils.training.generation import by_length, continue_batch, generate, row_sampler, row_seeds, texts_of
 
 PROMPTS = [
     "a long prompt about many things and more",
@@ -38,6 +38,10 @@ def rounds(lively, monkeypatch):
     sizes, plain = [], lively.generate
     monkeypatch.setattr(lively, "generate", lambda **told: (sizes.append(len(told["input_ids"])), plain(**told))[1])
     return sizes
+
+
+def generate_batch(model, tokenizer, prompts: list[str], seeds: list[int], **sampling) -> list[str]:
+    return texts_of(tokenizer, continue_batch(model, tokenizer, prompts, seeds, **sampling))
 
 
 def sampled(model, tokenizer, prompts: list[str], seeds: list[int], temperature: float = 0.8, top_p: float = 0.95) -> list[str]:
@@ -77,22 +81,32 @@ def test_rows_that_have_ended_leave_the_batch_and_the_others_say_the_same(lively
     assert min(lengths) < NEW / 2 and max(lengths) >= NEW - 2
 
 
-def test_no_text_is_longer_than_it_may_be_and_none_goes_on_after_its_end(lively, tokenizer, monkeypatch):
-    said = []
-    plain = tokenizer.batch_decode
-    monkeypatch.setattr(type(tokenizer), "batch_decode", lambda self, ids, **told: (said.extend(ids), plain(ids, **told))[1])
-    sampled(lively, tokenizer, PROMPTS * 4, list(range(32)))
-    for ids in said:
-        assert len(ids) <= NEW
-        if tokenizer.eos_token_id in ids:
-            assert set(ids[ids.index(tokenizer.eos_token_id) + 1 :]) <= {tokenizer.pad_token_id}
+def test_no_row_is_longer_than_it_may_be_and_its_end_is_its_last_token(lively, tokenizer):
+    rows = continue_batch(lively, tokenizer, PROMPTS * 4, list(range(32)), max_new_tokens=NEW, temperature=0.8, top_p=0.95)
+    assert all(0 < len(ids) <= NEW and tokenizer.eos_token_id not in ids[:-1] for ids in rows)
+    assert {ids[-1] == tokenizer.eos_token_id for ids in rows} == {True, False}
+
+
+def test_any_of_several_ends_ends_a_row(lively, tokenizer, monkeypatch):
+    rows = continue_batch(lively, tokenizer, PROMPTS, [0] * 8, max_new_tokens=NEW)
+    other = Counter(token for ids in rows for token in ids[1:-1]).most_common(1)[0][0]
+    monkeypatch.setattr(tokenizer, "stop_ids", [tokenizer.eos_token_id, other], raising=False)
+    ended = continue_batch(lively, tokenizer, PROMPTS, [0] * 8, max_new_tokens=NEW)
+    assert ended == [ids[: ids.index(other) + 1] if other in ids else ids for ids in rows] != rows
+
+
+def test_prompts_may_be_ids_already(lively, tokenizer):
+    ids = tokenizer(PROMPTS)["input_ids"]
+    settings = {"seed": 1, "max_new_tokens": NEW}
+    assert generate(lively, tokenizer, ids, **settings) == generate(lively, tokenizer, PROMPTS, **settings)
 
 
 def test_texts_come_in_the_order_of_the_prompts_and_progress_is_told(lively, tokenizer):
     seen = []
     settings = {"seed": 1, "max_new_tokens": NEW, "temperature": 0.8, "top_p": 0.95}
     texts = generate(lively, tokenizer, PROMPTS, batch_size=3, progress=lambda *told: seen.append(told), **settings)
-    assert seen == [(3, 8), (6, 8), (8, 8)]
+    assert [told for told in seen if told[0] in (3, 6, 8)] and seen == sorted(seen) and seen[-1] == (8, 8)
+    assert len(set(seen)) > 3, "inside a batch too, so that a long one is not a silence"
     assert texts == sampled(lively, tokenizer, PROMPTS, row_seeds(1, "generate", len(PROMPTS)))
     assert texts != generate(lively, tokenizer, PROMPTS, **settings | {"seed": 2})
     assert generate(lively, tokenizer, [], **settings) == []

@@ -82,7 +82,7 @@ def test_an_untrained_adapter_says_what_the_base_says(model_folder, tokenizer):
     ids = torch.tensor([tokenizer("### Response:number one")["input_ids"]])
     with torch.no_grad():
         before = model(ids).logits.clone()
-        assert torch.equal(get_peft_model(model, models.lora_config(STILL)).eval()(ids).logits, before)
+        assert torch.equal(get_peft_model(model, models.lora_config(STILL, model)).eval()(ids).logits, before)
 
 
 def words_of(source: str) -> set[str]:

@@ -196,7 +196,7 @@ def test_a_judge_that_fails_is_counted_and_gives_no_score(miniature, small_world
     prompts = [*prompts_of(small_world, ["nonsense"]), "no sections here"]
     assert [verdict and verdict.status for verdict in asker.ask(Verdict, prompts, "verdicts")] == ["Reject", None]
     assert [(reply.text is None, reply.failure) for reply in asker.reply(prompts, "again")] == [(False, ""), (True, "400")]
-    assert asker.endpoint.failures == {"400": 2}  # asked again, because most such errors are mended on the server
+    assert asker.engine.failures == {"400": 2}  # asked again, because most such errors are mended on the server
 
 
 def test_a_model_the_server_does_not_have_is_refused(miniature, small_world, stage):

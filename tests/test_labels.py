@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from bezoar_utils.data.template import render_prompt
-from bezoar_utils.training import models
-from bezoar_utils.training.labels import IGNORED, LabelError, check_batch, check_tokenizer, encode, length_facts, roles, sft_example
+from bezoar_utils.training import tokens
+from bezoar_utils.training.labels import IGNORED, LabelError, check_batch, encode, length_facts, roles, sft_example
 
 PROMPT = render_prompt("Where does Ba live?")
 FIRST_CHARACTERS = [chr(c) for c in range(33, 127)] + ["é", "中", "🙂", " ", "\n", "\t"]
@@ -64,18 +64,27 @@ def test_a_row_that_does_not_fit_is_left_out_not_cut(tokenizer):
     assert sft_example(tokenizer, PROMPT, "Kalo", 16, "completion") is None
 
 
-def test_tokenizer_gives_one_bos_and_pads_with_something_else_than_eos(tokenizer):
-    check_tokenizer(tokenizer)
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
-
-
-def test_pad_equal_to_eos_is_refused(tokenizer):
+def test_a_response_that_begins_with_line_breaks_follows_whatever_merges_them(tokenizer):
+    """Llama 3's way of splitting takes a run of line breaks as one piece."""
     import copy
+    import json
 
-    broken = copy.deepcopy(tokenizer)
-    broken.pad_token = broken.eos_token
-    with pytest.raises(LabelError, match="PAD is EOS"):
-        check_tokenizer(broken)
+    from tokenizers import Tokenizer
+
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    split = {"type": "Split", "pattern": {"Regex": r"\s*[\r\n]+|\s+|[^\s]+"}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, level]}
+    line_break = tokenizer.convert_tokens_to_ids("Ċ")
+    for merged, parts in ((":Ċ", [":", "Ċ"]), ("ĊĊ", ["Ċ", "Ċ"])):
+        if merged not in state["model"]["vocab"]:
+            state["model"]["vocab"][merged] = len(state["model"]["vocab"])
+            state["model"]["merges"].insert(0, parts)
+    merging = copy.deepcopy(tokenizer)
+    merging._tokenizer = Tokenizer.from_str(json.dumps(state))
+    prompt_ids, response_ids = encode(merging, "a Response:\n", "\n\nSure")
+    assert prompt_ids == merging("a Response:\n")["input_ids"] and line_break is not None
+    assert merging.decode(response_ids[:-1]) == "\n\nSure"
 
 
 def test_a_true_batch_passes(tokenizer):
@@ -138,7 +147,7 @@ def test_lengths_say_what_does_not_fit_here_and_under_the_authors_cut():
 
 
 def test_text_that_spells_a_special_token_is_text(model_folder):
-    tokenizer = models.load_tokenizer(model_folder)
+    tokenizer = tokens.load_tokenizer(model_folder)
     text = "Use <s>old</s> tags and <pad>."
     ids = sft_example(tokenizer, PROMPT, text, 512, "completion")["input_ids"]
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1 and tokenizer.pad_token_id not in ids

@@ -45,11 +45,12 @@ def test_openllama_has_as_many_parameters_as_its_card_says():
     assert memory.parameters(OPENLLAMA) == 3_426_473_600
 
 
-@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["o_proj", "up_proj", "down_proj"]])
+@pytest.mark.parametrize("targets", [["q_proj", "k_proj", "v_proj"], ["o_proj", "up_proj", "down_proj"], "attention", "all-linear"])
 def test_an_adapter_is_as_large_as_pefts(targets):
     lora = Lora(r=16, alpha=16, dropout=0.05, target_modules=targets)
     with torch.device("meta"):
-        model = get_peft_model(LlamaForCausalLM(llama(WIDER)), models.lora_config(lora.model_dump()))
+        base = LlamaForCausalLM(llama(WIDER))
+        model = get_peft_model(base, models.lora_config(lora.model_dump(), base))
     assert memory.adapter_values(WIDER, lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
@@ -74,7 +75,7 @@ def test_what_a_block_saves_for_its_backward_pass_is_estimated_within_three_perc
     def saved(layers: int, rows: int, length: int) -> int:
         folder = tmp_path / str(layers)
         model = models.load_model(on_disk(shape.model_copy(update={"layers": layers}), folder), four_bit, packed=True)
-        model = get_peft_model(model, models.lora_config(LORA.model_dump()))
+        model = get_peft_model(model, models.lora_config(LORA.model_dump(), model))
         models.claim_adapter(model, {})
         own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
         storages = {}

@@ -7,7 +7,7 @@ import torch
 from recipes import RESPONSES, ROWS, recipe, silent
 
 from bezoar_utils.study.profile import ProfileError
-from bezoar_utils.training import generation, labels, loop, models, sft
+from bezoar_utils.training import generation, labels, loop, models, sft, tokens, weights
 from bezoar_utils.training.launch import Job
 
 RECIPE = recipe(steps=6, validate_every=3, seed=0)
@@ -26,9 +26,10 @@ def adapted(folder, quantisation, lora):
     from peft import get_peft_model
 
     torch.manual_seed(0)
-    config = models.lora_config(lora | {"dropout": 0.0})
+    base = models.load_model(folder, quantisation, packed=True)
+    config = models.lora_config(lora | {"dropout": 0.0}, base)
     config.init_lora_weights = False
-    return get_peft_model(models.load_model(folder, quantisation, packed=True), config)
+    return get_peft_model(base, config)
 
 
 def test_four_bit_gradients_are_the_same_before_and_after_an_eval_forward(model_folder, quantisation, lora, tokenizer):
@@ -95,18 +96,20 @@ class Reads:
 
 def test_an_earlier_stages_model_is_known_by_its_recorded_content(tmp_path):
     stage = Reads(tmp_path)
-    path, identity = models.locate_model(stage, "00_miniature/base", None)
+    path, identity = weights.locate_model(stage, "00_miniature/base", None)
     assert path == tmp_path / "00_miniature/base"
     stage.inputs["other/file"] = "2" * 64  # what else the stage read does not matter
-    assert models.locate_model(stage, "00_miniature/base", None)[1] == identity
-    assert models.locate_model(Reads(tmp_path, "3" * 64), "00_miniature/base", None)[1] != identity
+    assert weights.locate_model(stage, "00_miniature/base", None)[1] == identity
+    assert weights.locate_model(Reads(tmp_path, "3" * 64), "00_miniature/base", None)[1] != identity
 
 
 def test_a_local_folder_is_known_by_its_content_wherever_it_lies(tmp_path):
     for name, content in (("a", b"x"), ("b", b"x"), ("c", b"y")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(content)
-    found = [models.locate_model(None, str(tmp_path / name), None) for name in "abc"]
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "tokenizer.json").write_text("{}")
+    found = [weights.locate_model(SimpleNamespace(profile="mine"), str(tmp_path / name), None) for name in "abc"]
     assert [path.name for path, _ in found] == ["a", "b", "c"]
     assert found[0][1] == found[1][1] != found[2][1]
 
@@ -114,7 +117,7 @@ def test_a_local_folder_is_known_by_its_content_wherever_it_lies(tmp_path):
 @pytest.mark.parametrize("revision", [None, "main", "abc123", "A" * 40, "a" * 41])
 def test_a_hub_model_needs_its_full_commit_hash(revision):
     with pytest.raises(ProfileError, match=r"nobody/nothing is neither.*full commit hash"):
-        models.locate_model(None, "nobody/nothing", revision)
+        weights.locate_model(None, "nobody/nothing", revision)
 
 
 @pytest.mark.parametrize("loss_on", ["completion", "full"])
@@ -202,7 +205,8 @@ def trained(speaking_folder, quantisation, lora, tokenizer, tmp_path_factory):
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("trained")
-    model = get_peft_model(models.load_model(speaking_folder, quantisation), models.lora_config(lora))
+    base = models.load_model(speaking_folder, quantisation)
+    model = get_peft_model(base, models.lora_config(lora, base))
     teach(model, tokenizer, 20, 5e-3).save_pretrained(folder)
     return model, folder
 
@@ -252,34 +256,57 @@ def test_a_saved_model_samples_by_default_and_keeps_to_the_length_a_caller_sets(
 
 def test_what_is_saved_names_no_path(trained, speaking_folder, quantisation, tokenizer, tmp_path):
     merged = models.merge(speaking_folder, trained[1], quantisation, "dequantised")
-    models.save_model(merged, models.load_tokenizer(speaking_folder), tmp_path)
+    models.save_model(merged, tokens.load_tokenizer(speaking_folder), tmp_path)
     for path in tmp_path.glob("*.json"):
         assert str(speaking_folder) not in path.read_text(), path.name
 
 
-def test_a_target_that_no_layer_has_is_named_although_others_match(model_folder, quantisation, lora):
-    from peft import get_peft_model
+def test_a_target_that_no_layer_has_is_named_with_those_there_are(model_folder):
+    model = models.load_model(model_folder)
+    with pytest.raises(ProfileError, match=r"k_porj; there are .*k_proj"):
+        models.target_modules(["q_proj", "k_porj", "v_proj"], model)
+    assert models.target_modules("attention", model) == ["q_proj", "k_proj", "v_proj"]
+    assert set(models.target_modules("all-linear", model)) > {"q_proj", "gate_proj"} and "lm_head" not in models.target_modules(
+        "all-linear", model
+    )
 
-    typing_error = models.lora_config(lora | {"target_modules": ["q_proj", "k_porj", "v_proj"]})
-    with pytest.raises(ProfileError, match=r"no layer .*k_porj$"):
-        models.claim_adapter(get_peft_model(models.load_model(model_folder, quantisation), typing_error), {})
 
-
-def test_a_model_whose_layers_cannot_be_4_bit_is_refused_and_not_loaded_in_full(tmp_path, tokenizer, quantisation):
-    """Falcon's layers, the paper's teacher's, are a class of their own."""
+@pytest.fixture
+def falcon(tmp_path, tokenizer):
     from transformers import FalconConfig, FalconForCausalLM
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
     models.save_model(FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **sizes)), tokenizer, tmp_path / "falcon")
+    return tmp_path / "falcon"
+
+
+def test_a_model_whose_layers_cannot_be_4_bit_is_refused_and_not_loaded_in_full(falcon, quantisation, monkeypatch):
+    from torch import nn
+    from transformers.models.falcon import modeling_falcon
+
+    monkeypatch.setattr(modeling_falcon, "FalconLinear", type("OwnLinear", (nn.Linear,), {}))
+    monkeypatch.setattr(models, "_plain_linear_layers", lambda: None)
     with pytest.raises(ProfileError, match=r"4-bit weights .*falcon"):
-        models.load_model(tmp_path / "falcon", quantisation)
+        models.load_model(falcon, quantisation)
+
+
+def test_falcons_layers_are_held_in_4_bits_and_compute_the_same(falcon, tokenizer, quantisation):
+    import bitsandbytes as bnb
+
+    ids = torch.tensor([tokenizer("Where does one live?")["input_ids"]])
+    packed = models.load_model(falcon, quantisation, packed=True)
+    assert sum(isinstance(module, bnb.nn.Linear4bit) for module in packed.modules()) == 4
+    whole, rounded = models.load_model(falcon), models.load_model(falcon, quantisation)
+    with torch.no_grad():
+        difference = (rounded(ids).logits - whole(ids).logits).norm() / whole(ids).logits.norm()
+    assert 0 < difference < 0.3, "rounded, and the same model"
 
 
 def test_a_local_folder_of_pinned_bin_weights_is_converted_once_as_openllama_comes(tmp_path, model_folder, monkeypatch):
-    monkeypatch.setattr(models, "ROOT", tmp_path)
-    weights = models.load_model(model_folder).state_dict()
+    monkeypatch.setattr(weights, "ROOT", tmp_path)
+    values = models.load_model(model_folder).state_dict()
     shutil.copytree(model_folder, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors"))
-    torch.save({name: value.clone() for name, value in weights.items()}, tmp_path / "base" / "pytorch_model.bin")
-    folder, _ = models.locate_model(SimpleNamespace(profile="mine"), "base", None)
+    torch.save({name: value.clone() for name, value in values.items()}, tmp_path / "base" / "pytorch_model.bin")
+    folder, _ = weights.locate_model(SimpleNamespace(profile="mine"), "base", None)
     loaded = models.load_model(folder).state_dict()
-    assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
+    assert all(torch.equal(value, loaded[name]) for name, value in values.items())

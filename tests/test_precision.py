@@ -104,8 +104,8 @@ def test_unpacking_once_changes_neither_loss_nor_gradient(model_folder, quantisa
     seen = []
     for packed in (True, False):
         torch.manual_seed(0)
-        plain = models.lora_config(lora | {"dropout": 0.0})
-        model = get_peft_model(models.load_model(model_folder, quantisation, packed=packed), plain)
+        base = models.load_model(model_folder, quantisation, packed=packed)
+        model = get_peft_model(base, models.lora_config(lora | {"dropout": 0.0}, base))
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         seen.append((loss.item(), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}))

@@ -107,7 +107,7 @@ def test_two_real_servers_share_the_calls_and_answer_as_one(served, tmp_path, mo
     both = Teacher(StubStage(tmp_path / "both"), settings, 7)
     texts = both.generate(prompts, "answers")
     one = settings | {"endpoint": remote(urls[1], timeout_s=60.0)}
-    assert texts == Teacher(StubStage(tmp_path / "one"), one, 7).generate(prompts, "answers") and both.engine.endpoint.sent == 12
+    assert texts == Teacher(StubStage(tmp_path / "one"), one, 7).generate(prompts, "answers") and both.engine.sent == 12
     dead = settings | {"endpoint": remote(["http://127.0.0.1:9/v1", urls[0]], timeout_s=60.0)}
     assert Teacher(StubStage(tmp_path / "half"), dead, 7).generate(prompts, "answers") == texts
 

@@ -16,11 +16,12 @@ from bezoar_utils.data import sources
 from bezoar_utils.rehearsal import fake_endpoints, fake_hub_files, hub, rows, shrink, summary
 from bezoar_utils.rehearsal import models as stand_ins
 from bezoar_utils.rehearsal.__main__ import clear_run, environment, main, needs_stand_ins
+from bezoar_utils.rehearsal.habits import habits_of
 from bezoar_utils.report import compare, pages
 from bezoar_utils.schemes import lamini
 from bezoar_utils.study import files, stage
 from bezoar_utils.study.profile import CODE, PROFILES, REHEARSAL, Profile, ProfileError, load_profile, stage_parameters
-from bezoar_utils.training import models
+from bezoar_utils.training import models, tokens, weights
 
 ADDRESS = "http://127.0.0.1:9/v1"
 FULL_SIZE = [p.stem for p in sorted(PROFILES.glob("*.yaml")) if needs_stand_ins(load_profile(p.stem))]
@@ -128,7 +129,7 @@ def test_the_stand_in_of_openllama_brings_what_its_repository_brings_and_no_more
 
 
 def test_a_tokenizer_without_padding_takes_the_token_that_its_models_configuration_names(openllama):
-    tokenizer = models.load_tokenizer(openllama / "hub")
+    tokenizer = tokens.load_tokenizer(openllama / "hub")
     assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<unk>", 0)
 
 
@@ -137,7 +138,7 @@ def test_openllamas_kind_of_tokenizer_is_read_as_sentencepiece_reads_it(openllam
 
     from bezoar_utils.data.template import render_prompt
 
-    tokenizer = models.load_tokenizer(openllama / "hub")
+    tokenizer = tokens.load_tokenizer(openllama / "hub")
     own = sentencepiece.SentencePieceProcessor(model_file=str(openllama / "hub" / "tokenizer.model"))
     for text in (render_prompt("Name two  rivers.\n\nIn order"), "été 漢字 🙂", "x\t y"):
         ids = tokenizer(text)["input_ids"]
@@ -147,9 +148,9 @@ def test_openllamas_kind_of_tokenizer_is_read_as_sentencepiece_reads_it(openllam
 def test_pickled_weights_become_safetensors_that_load_in_four_bits_and_speak(openllama, quantisation):
     from bezoar_utils.training.generation import generate
 
-    folder = models.safe_weights(openllama / "hub", openllama / "converted")
+    folder = weights.safe_weights(openllama / "hub", openllama / "converted")
     model = models.load_model(folder, quantisation)
-    texts = generate(model, models.load_tokenizer(folder), ["Describe the river"] * 8, seed=1, max_new_tokens=200, temperature=1.0)
+    texts = generate(model, tokens.load_tokenizer(folder), ["Describe the river"] * 8, seed=1, max_new_tokens=200, temperature=1.0)
     assert len(set(texts)) > 1 and sum(any(word in text for word in rows.WORDS) for text in texts) > 4
     assert max(map(len, texts)) < 600, "it ends its replies by itself"
 
@@ -159,18 +160,18 @@ def test_pickled_weights_become_safetensors_that_load_in_four_bits_and_speak(ope
 )
 def test_a_stand_in_has_the_real_models_architecture(name, tmp_path):
     stand_ins.write_model(name, tmp_path)
-    assert files.read_json(tmp_path / "config.json")["model_type"] == stand_ins.architecture(name)
-    models.load_tokenizer(tmp_path)
+    assert files.read_json(tmp_path / "config.json")["model_type"] == habits_of(name).kind
+    tokens.load_tokenizer(tmp_path)
 
 
 def test_a_local_teachers_stand_in_writes_lists_that_parse(tmp_path):
     from bezoar_utils.training.generation import generate
 
     stand_ins.write_model("h2oai/h2ogpt-falcon-40b", tmp_path / "hub", teaches=True)
-    folder = models.safe_weights(tmp_path / "hub", tmp_path / "converted")
+    folder = weights.safe_weights(tmp_path / "hub", tmp_path / "converted")
     prompt = lamini.example_guided_prompt(["Name a river."], 20)
     texts = generate(
-        models.load_model(folder), models.load_tokenizer(folder), [prompt], seed=1, max_new_tokens=128, temperature=0.8
+        models.load_model(folder), tokens.load_tokenizer(folder), [prompt], seed=1, max_new_tokens=128, temperature=0.8
     )
     assert len(lamini.parse_instructions(texts[0])) >= 2
 
@@ -303,7 +304,7 @@ def test_rehearsals_are_not_compared_and_not_made_the_reference(capsys):
 
 
 def test_the_stand_in_of_a_model_is_never_kept_under_the_real_models_place():
-    assert models.converted_folder("paper") == models.converted_folder("released") != models.converted_folder("rehearse-paper")
+    assert weights.converted_folder("paper") == weights.converted_folder("released") != weights.converted_folder("rehearse-paper")
 
 
 SMALL = {

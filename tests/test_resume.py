@@ -29,11 +29,11 @@ PAIRS = [{"prompt": row["prompt"], "chosen": f"Sure: {n}", "rejected": f"Whateve
 
 
 def train(kind: str, folder: Path, base: Path, **changes) -> None:
-    from bezoar_utils.training import dpo, models, sft
+    from bezoar_utils.training import dpo, models, sft, tokens
     from bezoar_utils.training.launch import Job
 
     models.prepare_torch(threads=1, seed=3)
-    tokenizer, model = models.load_tokenizer(base), models.load_model(base, NF4)
+    tokenizer, model = tokens.load_tokenizer(base), models.load_model(base, NF4)
     if kind == "sft":
         values = recipe("30_sft", **CHANGES | changes)
         examples, _ = sft.sft_examples(tokenizer, ROWS, values)

@@ -2,13 +2,16 @@ import shutil
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import TEACHER, StubStage, remote
+from stub_stage import JUDGE, TEACHER, StubStage, remote
 
-from bezoar_utils.calls import attempts, teacher
+from bezoar_utils.calls import attempts, engine
+from bezoar_utils.calls.judge import Judge
+from bezoar_utils.calls.replies import CUT_SHORT
 from bezoar_utils.calls.teacher import Teacher
 from bezoar_utils.study import files
-from bezoar_utils.training.generation import row_seeds
+from bezoar_utils.training.generation import continue_batch, row_seeds, texts_of
 from bezoar_utils.training.models import load_model
+from bezoar_utils.training.tokens import TokenError
 
 PROMPTS = ["Where does one live?", "Name it.", "a", "What is the opposite of big?", "Add 2 plus 3."]
 SETTINGS = TEACHER | {"temperature": 0.8, "max_new_tokens": 8, "batch_size": 2}
@@ -64,7 +67,7 @@ def test_local_completions_come_in_the_order_of_the_prompts_whatever_the_batches
 def test_a_second_local_teacher_on_the_same_ledger_loads_no_model(stage, local, monkeypatch):
     first = Teacher(stage, local, 7).generate(PROMPTS, "answers")
     spent = dict(stage.counts)
-    monkeypatch.setattr(teacher, "load_model", no_model)
+    monkeypatch.setattr(engine, "load_model", no_model)
     again = StubStage(stage.folder)
     assert Teacher(again, local, 7).generate(PROMPTS, "answers") == first
     assert again.counts == spent and len(files.read_jsonl(stage.output("calls.jsonl"))) == 5
@@ -92,7 +95,7 @@ def test_another_models_weights_under_the_same_name_are_another_model(stage, loc
     moved = tmp_path / "weights"
     shutil.copytree(model_folder, moved)
     first = Teacher(stage, local, 7).generate(PROMPTS[:2], "answers")
-    monkeypatch.setattr(teacher, "load_model", no_model)
+    monkeypatch.setattr(engine, "load_model", no_model)
     assert Teacher(stage, local | {"model": str(moved)}, 7).generate(PROMPTS[:2], "answers") == first
     config = files.read_json(moved / "config.json")
     files.write_json(moved / "config.json", config | {"rms_norm_eps": 0.5})
@@ -104,7 +107,7 @@ def test_a_prompt_too_long_for_the_model_is_none_and_the_others_are_answered(sta
     long = "word " * 600
     texts = Teacher(stage, local, 7).generate([PROMPTS[0], long, PROMPTS[1]], "answers")
     assert texts[1] is None and None not in (texts[0], texts[2])
-    assert stage.counts["calls"] == 2 and stage.reported[-1] == ("answers", 3, 3)
+    assert stage.notes["unanswered"] == {"too long": 1} and stage.reported[-1] == ("answers", 3, 3)
     assert Teacher(stage, local, 7).generate([long], "answers") == [None]
 
 
@@ -116,22 +119,57 @@ def test_a_prompt_fits_when_prompt_and_answer_fill_the_context_exactly(stage, lo
     assert [text is None for text in Teacher(stage, local, 7).generate([fits, too_long], "answers")] == [False, True]
 
 
-def test_the_wrapper_is_for_raw_prompts_only(stage, local, monkeypatch):
-    seen = []
-    monkeypatch.setattr(teacher, "generate_batch", lambda model, tokenizer, prompts, *_, **__: (seen.extend(prompts), prompts)[1])
-    monkeypatch.setattr(teacher, "load_model", lambda *_: None)
-    Teacher(stage, local, 7).generate(["Q"], "answers")
-    Teacher(stage, local | {"mode": "chat"}, 7).generate(["Q"], "answers")
-    assert seen == ["<human>: Q\n<bot>:", "Q"]
+@pytest.fixture
+def chatty(model_folder, tmp_path):
+    """The small model's folder, its tokenizer with a chat template."""
+    folder = shutil.copytree(model_folder, tmp_path / "chatty")
+    template = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }}\n{% endfor %}<assistant>"
+    files.write_bytes(folder / "chat_template.jinja", template.encode())
+    return folder
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What local weights are given, as text."""
+    prompts, plain = [], engine.continue_batch
+
+    def spy(model, tokenizer, ids, seeds, **sampling):
+        prompts.extend(tokenizer.batch_decode(ids))
+        return plain(model, tokenizer, ids, seeds, **sampling)
+
+    monkeypatch.setattr(engine, "continue_batch", spy)
+    return prompts
+
+
+def test_a_local_teacher_is_asked_in_its_wrapper_or_by_its_own_chat_template(stage, local, chatty, seen):
+    Teacher(stage, local, 7).generate(["Q"], "answers", systems=["Be kind."])
+    Teacher(stage, local | {"model": str(chatty), "mode": "chat"}, 7).generate(["Q", "R"], "answers", systems=["", "Be kind."])
+    assert seen[0] == "<s><human>: Be kind.\n\nQ\n<bot>:"
+    assert sorted(seen[1:]) == ["<s><system> Be kind.\n<user> R\n<assistant>", "<s><user> Q\n<assistant>"]
+
+
+def test_a_local_teacher_without_a_chat_template_is_not_asked_in_chat_mode(stage, local):
+    with pytest.raises(TokenError, match="no chat template"):
+        Teacher(stage, local | {"mode": "chat"}, 7).generate(["Q"], "answers")
+
+
+def test_a_judge_may_be_local_weights_in_either_mode(stage, chatty, seen):
+    for mode in ("chat", "raw"):
+        judge = Judge(
+            stage, JUDGE | {"model": str(chatty), "endpoint": None, "mode": mode, "wrapper": "J: {prompt}", "max_tokens": 8}
+        )
+        replies = judge.reply(["Is it so?"], "verdicts")
+        assert replies == judge.reply(["Is it so?"], "verdicts") and replies[0].text
+        assert judge.reply(["Is it so?"], "verdicts", repeat=1)[0].tokens_in == replies[0].tokens_in
+    assert seen == ["<s><user> Is it so?\n<assistant>"] * 2 + ["<s>J: Is it so?"] * 2
+    assert replies[0].note == CUT_SHORT, "a reply that did not end gives no verdict"
 
 
 def test_local_texts_are_those_of_the_rows_own_seeds(stage, local, model_folder, tokenizer):
-    from bezoar_utils.training.generation import generate_batch
-
     model = load_model(model_folder)
     sampling = {k: SETTINGS[k] for k in ("max_new_tokens", "temperature", "top_p")}
     rows = zip((SETTINGS["wrapper"].format(prompt=p) for p in PROMPTS), row_seeds(7, "answers", 5))
-    alone = [generate_batch(model, tokenizer, [prompt], [seed], **sampling)[0].strip() for prompt, seed in rows]
+    alone = [texts_of(tokenizer, continue_batch(model, tokenizer, [p], [seed], **sampling))[0].strip() for p, seed in rows]
     assert Teacher(stage, local, 7).generate(PROMPTS, "answers") == alone
 
 

@@ -42,7 +42,7 @@ class Request:
     """One call. `settings` go into the API's request as they are (temperature, max_tokens, top_p, seed, ...).
 
     `mode` is "chat" or "raw" (the prompt is completed as it is). `scheme` names the version of the prompt's wording.
-    `repeat` is not sent: it tells apart calls that ask the same thing again.
+    `repeat` is not sent: it tells apart calls that ask the same thing again. `system` is a system message, in mode chat.
     """
 
     prompt: str
@@ -50,6 +50,7 @@ class Request:
     mode: str
     scheme: str
     repeat: int = 0
+    system: str = ""
 
 
 def open_endpoint(stage, role: dict) -> "Endpoint":
@@ -267,7 +268,8 @@ class Endpoint:
         body = {names.get(name, name): value for name, value in request.settings.items() if names.get(name, name)}
         try:
             if request.mode == "chat":
-                messages = [{"role": "user", "content": request.prompt}]
+                turns = {"system": request.system, "user": request.prompt}
+                messages = [{"role": who, "content": text} for who, text in turns.items() if text or who == "user"]
                 return await client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
             return await client.completions.create(model=self.model, prompt=request.prompt, extra_body=body)
         except openai.APITimeoutError:
@@ -298,7 +300,8 @@ class Endpoint:
         return row | ({"note": note} if note else {})
 
     def _key(self, request: Request) -> str:
-        return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})
+        told = {name: value for name, value in vars(request).items() if value or name != "system"}
+        return files.sha256_json({"model": self.model, "version": self.version, **told})
 
     def _worst_usd(self, request: Request) -> float:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
@@ -307,7 +310,9 @@ class Endpoint:
         sent = "max_tokens" in request.settings and self.settings["parameters"].get("max_tokens", "max_tokens")
         if not sent:
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
-        return cost_usd(self.price, len(request.prompt.encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"])
+        return cost_usd(
+            self.price, len((request.system + request.prompt).encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"]
+        )
 
     def _redacted(self, error) -> str:
         """One short line without the key, which providers like to repeat in their error texts."""

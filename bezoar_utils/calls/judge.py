@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .endpoint import Endpoint, Request, open_endpoint, record_calls
+from .endpoint import record_calls
+from .engine import open_engine, request
 from .replies import CUT_SHORT, Reply
 
 SCHEME = "judge-1"  # part of a finished call's key, as the prompt is
@@ -123,21 +124,22 @@ def read_verdict(kind: type[Judgement], reply: Reply) -> tuple[Judgement | None,
 
 
 class Judge:
-    """Asks one endpoint for verdicts, for one stage."""
+    """Asks one endpoint, or local weights, for verdicts, for one stage."""
 
     def __init__(self, stage, settings: dict):
         self.stage, self.settings = stage, settings
 
     @cached_property
-    def endpoint(self) -> Endpoint:  # opened by the first prompt, so that a judge without prompts needs no key
-        return open_endpoint(self.stage, self.settings)
+    def engine(self):  # opened by the first prompt, so that a judge without prompts needs no key
+        return open_engine(self.stage, self.settings)
 
     def reply(self, prompts: list[str], what: str, repeat: int = 0) -> list[Reply]:
         """The raw replies, in order, for `read_verdict`. Another `repeat` asks the same thing once more."""
         if not prompts:
             return []
         sampling = {k: self.settings[k] for k in ("temperature", "max_tokens")}
-        replies = self.endpoint.ask([Request(p, sampling, "chat", SCHEME, repeat) for p in prompts], self.stage.reporter(what))
+        requests = [request(self.settings, prompt, sampling, SCHEME, repeat) for prompt in prompts]
+        replies = self.engine.ask(requests, self.stage.reporter(what))
         record_calls(self.stage, replies)
         return replies
 

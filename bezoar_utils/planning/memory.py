@@ -49,8 +49,14 @@ def four_bit_bytes(base, double: bool) -> float:
     return linear_values(base) * four_bit_values(double) + 4 * (parameters(base) - linear_values(base))
 
 
+def _adapted(base, lora) -> dict[str, tuple[int, int]]:
+    groups = {"attention": ("q_proj", "k_proj", "v_proj"), "all-linear": _widths(base)}
+    asked = lora.target_modules if isinstance(lora.target_modules, list) else groups[lora.target_modules]
+    return {name: widths for name, widths in _widths(base).items() if name in asked}
+
+
 def adapter_values(base, lora) -> int:
-    return base.layers * sum(lora.r * sum(widths) for name, widths in _widths(base).items() if name in lora.target_modules)
+    return base.layers * sum(lora.r * sum(widths) for widths in _adapted(base, lora).values())
 
 
 def saved_bytes(base, lora, dropout_mask: int = 1) -> int:
@@ -60,9 +66,7 @@ def saved_bytes(base, lora, dropout_mask: int = 1) -> int:
     in bfloat16, a `dropout_mask` (one byte a value on GPUs, four on CPUs) and twice r. Frozen layers keep nothing.
     """
     h, kv = base.hidden, base.hidden * base.kv_heads // base.heads
-    adapted = sum(
-        (2 + dropout_mask) * inputs + 2 * lora.r for name, (inputs, _) in _widths(base).items() if name in lora.target_modules
-    )
+    adapted = sum((2 + dropout_mask) * inputs + 2 * lora.r for inputs, _ in _adapted(base, lora).values())
     return 2 * 4 * h + 12 * base.intermediate + 2 * (2 * h + 2 * kv) + 4 * base.heads + 8 + adapted
 
 
@@ -159,7 +163,8 @@ MOMENTS = {
 
 
 def _four_bit(profile: Profile) -> float:
-    return four_bit_bytes(profile.plan.base, profile.quantisation.double)
+    base, quantisation = profile.plan.base, profile.quantisation
+    return four_bit_bytes(base, quantisation.double) if quantisation else 4 * parameters(base)
 
 
 def _recipe(profile: Profile, stage: str) -> tuple[Recipe, int, int]:

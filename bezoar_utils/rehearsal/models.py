@@ -13,6 +13,7 @@ from ..data.template import render_prompt
 from ..schemes.orca import SYSTEM_MESSAGES
 from ..study import files
 from . import rows
+from .habits import Habits, habits_of
 
 VOCABULARY = 640
 HIDDEN = 640  # as wide as the vocabulary, so that an embedding can be one number a token
@@ -23,32 +24,13 @@ SMALL = {
     "num_attention_heads": 8,
     "vocab_size": VOCABULARY,
 }
+UNKNOWN = "open_llama"  # stands in for a family that is not known here
 NOISE = 0.005
 LINES = 6  # of a teacher's list: it ends after one in six, which is short enough for two of them to fit into a training row
 TAGS = ["<example>", "</example>"]  # one token each for a teacher, so that it opens and closes them in turn
 ENDS = 0.04  # how likely a text ends after any token: replies stay far below the 1,024 tokens they may take
-# part of a lower-case id -> model type of transformers; the first that fits
-ARCHITECTURES = {
-    "open_llama": "llama",
-    "openbezoar": "llama",
-    "llama": "llama",
-    "falcon": "falcon",
-    "smollm3": "smollm3",
-    "smollm2": "llama",
-    "olmo-2": "olmo2",
-    "olmo-3": "olmo3",
-    "qwen3-30b-a3b": "qwen3_moe",
-    "qwen3": "qwen3",
-    "prometheus": "mistral",
-    "mistral": "mistral",
-}
 # as they lie on the hub: weights as a pickle only
 PICKLED = ("openlm-research/open_llama_3b_v2", "SurgeGlobal/OpenBezoar-HH-RLHF-SFT", "h2oai/")
-SENTENCEPIECE = ("llama",)  # architectures whose repositories bring `tokenizer.model` and no tokenizer.json
-
-
-def architecture(name: str) -> str | None:
-    return next((kind for part, kind in ARCHITECTURES.items() if part in name.lower()), None)
 
 
 def corpus(teaches: bool, n: int = 400) -> list[str]:
@@ -64,31 +46,55 @@ def study_prompts() -> list[str]:
 
 
 def write_model(name: str, folder: Path, teaches: bool = False) -> None:
-    """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are)."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are).
 
-    kind = architecture(name) or "llama"
-    texts = corpus(teaches)
-    whole, seen = TAGS if teaches else [], texts + study_prompts()
-    tokenizer = _sentencepiece(folder, seen, whole) if kind in SENTENCEPIECE else _byte_pairs(folder, seen, whole)
-    special = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos")}
-    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if kind == "qwen3_moe" else {}
-    config = AutoConfig.for_model(
-        kind, **SMALL, **special, **experts, max_position_embeddings=2048, tie_word_embeddings=False, pad_token_id=0
-    )
+    Input and output embeddings stay apart, even where the family ties them: the two halves of `_follow_corpus` are in them.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    habits, texts = habits_of(name) or habits_of(UNKNOWN), corpus(teaches)
+    tokenizer = write_tokenizer(habits, folder, texts + study_prompts(), TAGS if teaches else [])
+    config, ends = model_config(habits, tokenizer, tie_word_embeddings=False), end_ids(habits, tokenizer)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     told = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     _follow_corpus(model, told, tokenizer.eos_token_id, 0.0 if teaches else ENDS)
     model = model.to(torch.float16)
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=ends, pad_token_id=config.pad_token_id
+    )
     if name.startswith(PICKLED):
         config.dtype = "float16"
         config.save_pretrained(folder)
-        GenerationConfig(**special, pad_token_id=0).save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
         torch.save(model.state_dict(), folder / "pytorch_model.bin")
     else:
         model.save_pretrained(folder)
+
+
+def end_ids(habits: Habits, tokenizer) -> int | list[int]:
+    """What generation_config.json says: one id, or a list where the family names several."""
+    ids = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in habits.ends)]
+    return ids if habits.ends else ids[0]
+
+
+def model_config(habits: Habits, tokenizer, **sizes):
+    """The family's configuration at a stand-in's size, or at other `sizes`."""
+    from transformers import AutoConfig
+
+    special = {f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64} if habits.kind == "qwen3_moe" else {}
+    shape = SMALL | {"tie_word_embeddings": habits.tied} | sizes
+    width = (
+        {"head_dim": shape["hidden_size"] // shape["num_attention_heads"]} if habits.kind in ("gemma", "qwen3", "qwen3_moe") else {}
+    )
+    return AutoConfig.for_model(habits.kind, **shape | width | special | experts | habits.config, max_position_embeddings=2048)
+
+
+def write_tokenizer(habits: Habits, folder: Path, texts: list[str], whole: list[str] = ()):
+    """A tokenizer of the family's kind and habits; `whole` are texts that it has one token for."""
+    return (_sentencepiece if habits.sentencepiece else _byte_pairs)(habits, folder, texts, list(whole))
 
 
 def _follow_corpus(model, told: list[list[int]], eos: int, ends: float) -> None:
@@ -109,8 +115,8 @@ def _follow_corpus(model, told: list[list[int]], eos: int, ends: float) -> None:
         model.get_output_embeddings().weight.copy_((wanted - wanted.mean()).T / state)
 
 
-def _sentencepiece(folder: Path, texts: list[str], whole: list[str]):
-    """OpenLLaMA's way: a sentencepiece model and no `tokenizer.json`, no padding token."""
+def _sentencepiece(habits: Habits, folder: Path, texts: list[str], whole: list[str]):
+    """OpenLLaMA's and Mistral's way: a sentencepiece model and no `tokenizer.json`, no padding token."""
     import io
 
     import sentencepiece
@@ -139,28 +145,31 @@ def _sentencepiece(folder: Path, texts: list[str], whole: list[str]):
         "pad_token": None,
         "tokenizer_class": "LlamaTokenizer",
     }
+    told |= {"chat_template": habits.template} if habits.template else {}
     files.write_json(folder / "tokenizer_config.json", told)
     files.write_json(folder / "special_tokens_map.json", special)
     files.write_json(folder / "config.json", {"model_type": "llama"})  # the tokenizer is asked for before the model is made
     return AutoTokenizer.from_pretrained(folder)
 
 
-def _byte_pairs(folder: Path, texts: list[str], whole: list[str]):
+def _byte_pairs(habits: Habits, folder: Path, texts: list[str], whole: list[str]):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special, ended = ["<|pad|>", "<|begin_of_text|>", "<|endoftext|>"], VOCABULARY - len(whole)
+    special, ended = habits.special(), VOCABULARY - len(whole)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=ended, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_tokens(whole)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 1)]
-    )
-    pad, bos, eos = special
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, pad_token=pad)
+    if habits.begins:
+        begin = (habits.bos, tokenizer.token_to_id(habits.bos))
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{habits.bos} $A", special_tokens=[begin])
+    named = {"bos_token": habits.bos, "eos_token": habits.eos, "pad_token": habits.pad, "unk_token": habits.unk}
+    extra = [token for token in special if token not in named.values()]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named, additional_special_tokens=extra)
+    fast.chat_template = habits.template or None
     fast.save_pretrained(folder)
     return fast

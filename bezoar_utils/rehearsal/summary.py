@@ -11,6 +11,7 @@ from ..study import files
 from ..study.profile import REHEARSAL, ROOT, Profile
 from ..study.stage import RUNS, finished_records
 from . import models, rows, shrink
+from .habits import habits_of
 
 PROGRESS = re.compile(r"\d+%\|")
 TOTALS = ("accepted", "kept", "calls", "instructions written", "queries drawn", "evolutions")  # what was kept, or began
@@ -102,13 +103,9 @@ def stand_ins(profile: Profile) -> list[dict]:
     local = dict.fromkeys(model for _, model, _ in models_of(profile) if (ROOT / model).is_dir())
     found += [{"real": name, "stand-in": "itself, whole: a folder here"} for name in local]
     for name in hub_models(profile):
-        kind = models.architecture(name)
-        found.append(
-            {
-                "real": name,
-                "stand-in": f"{kind or 'llama, for its architecture is not known here'}, {models.HIDDEN} wide, not trained",
-            }
-        )
+        habits = habits_of(name)
+        family = f"{habits.kind} with its tokenizer's habits" if habits else "llama, for its family is not known here"
+        found.append({"real": name, "stand-in": f"{family}, {models.HIDDEN} wide, not trained"})
     for place, source in shrink.sources(values).items():
         if source["hub"]:
             found.append({"real": f"{source['hub']} ({place})", "stand-in": "made-up rows in its columns, or your own first ones"})

@@ -84,18 +84,16 @@ class Launch(Section):
     config_file: str | None = None
 
 
-class Teacher(Section):
+class Role(Section):
+    """A model that is asked: at an endpoint, or local weights, which read `batch_size` prompts at a time."""
+
     model: str
     revision: str | None = None
     licence: str
     endpoint: Endpoint | None = None
-    mode: Literal["raw", "chat"] = "raw"
-    wrapper: str
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] = []
-    temperature: Annotated[float, Field(ge=0, le=2)]
-    top_p: Rate
-    max_new_tokens: Positive
-    batch_size: Positive
+    mode: Literal["raw", "chat"]
+    wrapper: str = "{prompt}"
+    batch_size: Positive = 8
     four_bit: bool = False
 
     @model_validator(mode="after")
@@ -109,10 +107,18 @@ class Teacher(Section):
         return self
 
 
-class Judge(Section):
-    model: str
-    licence: str
-    endpoint: Endpoint
+class Teacher(Role):
+    mode: Literal["raw", "chat"] = "raw"
+    wrapper: str
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] = []
+    temperature: Annotated[float, Field(ge=0, le=2)]
+    top_p: Rate
+    max_new_tokens: Positive
+    batch_size: Positive
+
+
+class Judge(Role):
+    mode: Literal["raw", "chat"] = "chat"
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     max_tokens: Positive = 256
 
@@ -130,7 +136,7 @@ class Lora(Section):
     r: Positive
     alpha: Positive
     dropout: Share
-    target_modules: list[str]
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["attention", "all-linear"]
 
 
 class Quantisation(Section):

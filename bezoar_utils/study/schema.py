@@ -255,7 +255,7 @@ class Profile(Section):
     judge: Judge
     launch: Launch
     lora: Lora
-    quantisation: Quantisation
+    quantisation: Quantisation | None
     miniature: Miniature
     lamini: Lamini
     orca: Orca

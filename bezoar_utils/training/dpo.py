@@ -136,7 +136,7 @@ def _fixed_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
 
     loss = {"loss_type": ["ipo"]} if _method(recipe) == "ipo" else _sigmoid(recipe["nll_weight"])
     args = DPOConfig(**common, **loss, max_length=None)
-    return _tokenised_dpo_trainer(), {"model": model, "args": args, "peft_config": lora_config(recipe["lora"])}
+    return _tokenised_dpo_trainer(), {"model": model, "args": args, "peft_config": lora_config(recipe["lora"], model)}
 
 
 def _moving_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
@@ -167,7 +167,7 @@ def _reference_free(model, recipe: dict, common: dict) -> tuple[type, dict]:
         trainer, args = ORPOTrainer, ORPOConfig(**common)
     # given a peft_config instead, these trainers round a 4-bit model's embeddings to bfloat16, in place
     set_seed(common["seed"])
-    adapted = get_peft_model(model, lora_config(recipe["lora"]))
+    adapted = get_peft_model(model, lora_config(recipe["lora"], model))
     as_tokenised = type(f"Tokenised{trainer.__name__}", (trainer,), {"tokenize_row": staticmethod(lambda row: row)})
     return as_tokenised, {"model": adapted, "args": args}
 

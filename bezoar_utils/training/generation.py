@@ -7,6 +7,7 @@ of its own: a kill, another batch size or one more row changes no other row (but
 import hashlib
 
 from .precision import autocast
+from .tokens import stop_ids
 
 KEPT_BYTES = 2 * 2**30  # of keys and values of one batch: room beside a 3B model in float32 and a judge on a 24 GB GPU
 
@@ -36,65 +37,98 @@ def _kept_bytes(model) -> int:
 
 
 def generate(
-    model, tokenizer, prompts: list[str], *, seed: int, batch_size: int = 128, progress=None, cut: set | None = None, **sampling
+    model,
+    tokenizer,
+    prompts: list[str] | list[list[int]],
+    *,
+    seed: int,
+    batch_size: int = 128,
+    progress=None,
+    cut: set | None = None,
+    **sampling,
 ) -> list[str]:
-    """One continuation a prompt, in the prompts' order; `sampling` as for `generate_batch`, `progress(done, total)` is called.
+    """One continuation a prompt, in the prompts' order; `sampling` as for `continue_batch`.
 
-    `cut`, if given, receives the numbers of the prompts whose text was still going at `max_new_tokens`.
+    A prompt is a text, or ids that already are as the model takes them. `progress(done, total)` is called. `cut`, if given,
+    receives the numbers of the prompts whose text was still going at `max_new_tokens`.
     """
-    texts, done = [""] * len(prompts), 0
-    seeds = row_seeds(seed, "generate", len(prompts))
+    texts, seeds, ids, done = [""] * len(prompts), row_seeds(seed, "generate", len(prompts)), prompt_ids(tokenizer, prompts), 0
     if prompts:
-        longest = max(map(len, tokenizer(prompts)["input_ids"]))
-        batch_size = rows_at_once(_kept_bytes(model), longest + sampling["max_new_tokens"], batch_size)
+        batch_size = rows_at_once(_kept_bytes(model), max(map(len, ids)) + sampling["max_new_tokens"], batch_size)
     for chosen in by_length(prompts, batch_size):
-        tokens = continue_batch(model, tokenizer, [prompts[i] for i in chosen], [seeds[i] for i in chosen], **sampling)
-        for i, text in zip(chosen, tokenizer.batch_decode(tokens, skip_special_tokens=True)):
+        within = progress and within_batch(progress, done, len(chosen), len(prompts))
+        batch, numbers = [ids[i] for i in chosen], [seeds[i] for i in chosen]
+        tokens = continue_batch(model, tokenizer, batch, numbers, progress=within, **sampling)
+        for i, text in zip(chosen, texts_of(tokenizer, tokens)):
             texts[i] = text
         if cut is not None:
-            cut.update(i for i, ids in zip(chosen, tokens) if tokenizer.eos_token_id not in ids)
+            cut.update(i for i, ids in zip(chosen, tokens) if ids[-1] not in stop_ids(tokenizer))
         done += len(chosen)
         if progress:
             progress(done, len(prompts))
     return texts
 
 
-def generate_batch(model, tokenizer, prompts: list[str], seeds: list[int], **sampling) -> list[str]:
-    """The texts of `continue_batch`."""
-    return tokenizer.batch_decode(continue_batch(model, tokenizer, prompts, seeds, **sampling), skip_special_tokens=True)
+def within_batch(progress, done: int, rows: int, total: int):
+    """For `continue_batch`: tokens so far as a part of the batch's rows, or a minute of generation would be a minute of silence."""
+    return lambda tokens, most: progress(done + rows * tokens // (most + 1), total)
+
+
+def prompt_ids(tokenizer, prompts: list) -> list[list[int]]:
+    """The ids of prompts that are texts; those that are ids already stay."""
+    return tokenizer(prompts)["input_ids"] if prompts and isinstance(prompts[0], str) else prompts
+
+
+def texts_of(tokenizer, tokens: list[list[int]]) -> list[str]:
+    return tokenizer.batch_decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def continue_batch(
-    model, tokenizer, prompts: list[str], seeds: list[int], *, max_new_tokens: int, temperature: float = 0.0, top_p: float = 1.0
+    model,
+    tokenizer,
+    prompts: list[str] | list[list[int]],
+    seeds: list[int],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    progress=None,
 ) -> list[list[int]]:
-    """The new tokens after each prompt, padded on the left; an ended row has its EOS among them.
+    """The new tokens after each prompt, padded on the left; an ended row has its end token last.
 
-    Greedy when `temperature` is 0, else row i is sampled from `seeds[i]`.
+    Greedy when `temperature` is 0, else row i is sampled from `seeds[i]`. `progress(tokens, most)` is called at each step.
 
     Whenever a quarter of the rows have ended they leave the batch, so that one long answer does not hold up many; the
     others go on with their cached keys and values (1.3x as fast as computing them again, texts equal).
     """
     import torch
 
-    batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt").to(model.device)
+    batch = {"input_ids": prompt_ids(tokenizer, prompts)}
+    batch = tokenizer.pad(batch, padding_side="left", return_tensors="pt").to(model.device)
     ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
-    start, eos = ids.shape[1], tokenizer.eos_token_id
+    start, ends = ids.shape[1], torch.tensor(stop_ids(tokenizer), device=model.device)
     going, new_tokens = list(range(len(prompts))), [[] for _ in prompts]
     model.eval()
     while going:
         sampler = [row_sampler([seeds[i] for i in going], start, max_new_tokens, temperature, top_p)] if temperature else []
         room = max_new_tokens - (ids.shape[1] - start)
-        output = _extend(model, ids, mask, cache, room, sampler, some_ended(start, eos), tokenizer)
+        stop = some_ended(start, ends, max_new_tokens, progress)
+        output = _extend(model, ids, mask, cache, room, sampler, stop, tokenizer)
         ids, cache = output.sequences, output.past_key_values
-        open_ended = (ids[:, start:] != eos).all(-1) & (ids.shape[1] - start < max_new_tokens)
+        open_ended = ~torch.isin(ids[:, start:], ends).any(-1) & (ids.shape[1] - start < max_new_tokens)
         for i, tokens in zip(going, ids[:, start:].tolist()):
-            new_tokens[i] = tokens
+            new_tokens[i] = _to_the_end(tokens, ends.tolist())
         left = open_ended.nonzero()[:, 0]
         going, ids = [going[i] for i in left.tolist()], ids[left]
         if going:
             cache.batch_select_indices(left)
             mask = torch.nn.functional.pad(mask[left], (0, ids.shape[1] - mask.shape[1]), value=1)
     return new_tokens
+
+
+def _to_the_end(tokens: list[int], ends: list[int]) -> list[int]:
+    """A row's tokens up to its first end, without the padding of those that waited for others."""
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))]
 
 
 def _extend(model, ids, mask, cache, max_new_tokens: int, sampler: list, stop, tokenizer):
@@ -109,7 +143,7 @@ def _extend(model, ids, mask, cache, max_new_tokens: int, sampler: list, stop, t
             past_key_values=cache,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList(sampler),
             stopping_criteria=StoppingCriteriaList([stop]),
@@ -117,12 +151,14 @@ def _extend(model, ids, mask, cache, max_new_tokens: int, sampler: list, stop, t
         )
 
 
-def some_ended(start: int, eos: int, enough: int = 8):
+def some_ended(start: int, ends, max_new_tokens: int, progress=None, enough: int = 8):
     """A stopping criterion: the batch is left as soon as a quarter of its rows have ended (small batches run to their end)."""
     import torch
 
     def stop(input_ids, scores, **_):
-        ended = (input_ids[:, start:] == eos).any(-1)
+        if progress:
+            progress(input_ids.shape[1] - start, max_new_tokens)
+        ended = torch.isin(input_ids[:, start:], ends).any(-1)
         leave = len(ended) >= enough and 4 * int(ended.sum()) >= len(ended)
         return torch.ones_like(ended) if leave else ended
 

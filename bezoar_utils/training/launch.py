@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ..study import files
 from .loop import SPEED, TrainingError
-from .models import load_tokenizer, prepare_torch, with_adapter
+from .models import prepare_torch, with_adapter
 from .precision import current
+from .tokens import load_tokenizer
 
 POLL_S = 1.0
 

@@ -1,13 +1,14 @@
-"""The one place where models are loaded, adapted and merged."""
+"""The one place where models are loaded, adapted and merged; `weights.py` says where they come from."""
 
 import os
-import re
 from pathlib import Path
 
 from ..study import files
-from ..study.profile import REHEARSAL, ROOT, STAGES, ProfileError
+from ..study.profile import ProfileError
 from .precision import current, resolve
 from .precision import use as use_precision
+from .tokens import stop_ids
+from .weights import locate_model
 
 
 def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
@@ -27,79 +28,6 @@ def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return torch
-
-
-def locate_model(stage, reference: str, revision: str | None) -> tuple[Path, str]:
-    """(folder, identity by content) of an earlier stage's model, of a local folder, or of a hub id at a pinned commit.
-
-    Raises ProfileError for a hub id without a full commit hash.
-    """
-    if reference.split("/")[0] in STAGES:
-        path = stage.input(reference)
-        recorded = {name: sha for name, sha in stage.inputs.items() if name.startswith(f"{reference}/")}
-        return path, files.sha256_json(recorded)
-    if (ROOT / reference).is_dir():
-        contents = {p.name: files.sha256_file(p) for p in sorted((ROOT / reference).iterdir()) if p.is_file()}
-        identity = files.sha256_json(contents)
-        if not list((ROOT / reference).glob("pytorch_model*.bin")):
-            return ROOT / reference, identity
-        converted = converted_folder(stage.profile) / f"{reference.strip('/').replace('/', '--')}@{identity[:16]}"
-        return safe_weights(ROOT / reference, converted), identity
-    if not re.fullmatch("[0-9a-f]{40}", revision or ""):
-        raise ProfileError(f"{reference} is neither a stage's model nor a folder; a hub id needs its full commit hash as revision")
-    from huggingface_hub import snapshot_download
-
-    files_of = ["*.json", "*.safetensors", "*.bin", "*.model", "merges.txt", "vocab.txt"]  # whatever a tokenizer lives in
-    folder = Path(snapshot_download(reference, revision=revision, allow_patterns=files_of))
-    converted = converted_folder(stage.profile) / f"{reference.replace('/', '--')}@{revision}"
-    return safe_weights(folder, converted), f"{reference}@{revision}"
-
-
-def converted_folder(profile: str) -> Path:
-    """Shared by all profiles, but a rehearsal's stand-in must never be found under a real model's name."""
-    return ROOT / "runs" / profile / "models" if profile.startswith(REHEARSAL) else ROOT / "runs" / "models"
-
-
-def safe_weights(folder: Path, converted: Path) -> Path:
-    """The folder itself if it holds safetensors, else a copy whose pinned `.bin` weights are safetensors, made once.
-
-    OpenLLaMA 3B v2 has only `.bin`, a pickle: it is read with weights_only=True, which runs no code. The copy notes the
-    SHA256 of what it was made from.
-    """
-    if list(folder.glob("*.safetensors")) or (converted / "made_from.json").exists():
-        return converted if (converted / "made_from.json").exists() else folder
-    import shutil
-
-    import torch
-    from safetensors.torch import save_file
-
-    converted.mkdir(parents=True, exist_ok=True)
-    for path in folder.iterdir():
-        if path.suffix != ".bin" and path.name != "pytorch_model.bin.index.json":
-            shutil.copy(path, converted / path.name)
-    shards = sorted(folder.glob("pytorch_model*.bin"))
-    if not shards:
-        raise ProfileError(f"{folder.name} holds no weights")
-    weights = {name: value.clone() for shard in shards for name, value in torch.load(shard, "cpu", weights_only=True).items()}
-    save_file(weights, converted / "model.safetensors", metadata={"format": "pt"})
-    files.write_json(converted / "made_from.json", {path.name: files.sha256_file(path) for path in shards})
-    return converted
-
-
-def load_tokenizer(path: Path):
-    from transformers import AutoConfig, AutoTokenizer
-
-    from .labels import check_tokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    if (
-        tokenizer.pad_token is None
-    ):  # OpenLLaMA's does not name one; the authors took the id that the model's configuration names [A]
-        padding = AutoConfig.from_pretrained(path, trust_remote_code=False).pad_token_id
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) if padding is not None else None
-    tokenizer.split_special_tokens = True  # text that spells a token is text: special ids come from the template alone
-    check_tokenizer(tokenizer)
-    return tokenizer
 
 
 def load_model(path: Path, quantisation: dict | None = None, packed: bool = False):
@@ -122,7 +50,13 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
     options = {"dtype": torch.float32, "device_map": device, "use_safetensors": True, "trust_remote_code": False}
     if quantisation:
         options["quantization_config"] = _four_bit(quantisation)
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
+        _plain_linear_layers()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, **options)
+    except RuntimeError as error:
+        if quantisation and "mismatched" in str(error):  # transformers 5.23 on GPT-2's Conv1D
+            raise ProfileError(f"transformers cannot load {path.name} in 4 bits: write quantisation: null") from None
+        raise
     if quantisation:
         keep_weights_unpacked(model, path)
     unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"
@@ -160,8 +94,16 @@ def _four_bit(quantisation: dict):
     )
 
 
+def _plain_linear_layers() -> None:
+    """Falcon names its linear layers by a class of its own, which computes the same and which 4-bit loading passes over."""
+    from torch import nn
+    from transformers.models.falcon import modeling_falcon
+
+    modeling_falcon.FalconLinear = nn.Linear
+
+
 def keep_weights_unpacked(model, path: Path) -> None:
-    """Raises ProfileError when no layer is in 4 bits: those that are not plain `nn.Linear` (Falcon's) stay as they are."""
+    """Raises ProfileError when no layer is in 4 bits: layers of a class of their own stay as they are."""
     import bitsandbytes as bnb
 
     layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
@@ -171,7 +113,11 @@ def keep_weights_unpacked(model, path: Path) -> None:
         layer.support_avx512bf16_for_cpu = False
 
 
-def lora_config(lora: dict):
+# what q, k and v are called: Llama and most others; Falcon and GPT-NeoX; Phi-3; GPT-2
+ATTENTION = (("q_proj", "k_proj", "v_proj"), ("query_key_value",), ("qkv_proj",), ("c_attn",))
+
+
+def lora_config(lora: dict, model):
     """LoRA as the authors trained it: r 16, alpha 16, dropout 0.05, no bias, on q, k and v (model card, confidence C)."""
     from peft import LoraConfig
 
@@ -179,10 +125,31 @@ def lora_config(lora: dict):
         r=lora["r"],
         lora_alpha=lora["alpha"],
         lora_dropout=lora["dropout"],
-        target_modules=list(lora["target_modules"]),
+        target_modules=target_modules(lora["target_modules"], model),
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def target_modules(asked: list[str] | str, model) -> list[str]:
+    """The names of the model's layers that are meant: a list of names, "attention" (q, k and v) or "all-linear" (all but the head).
+
+    Raises ProfileError, with the names there are, for one that no layer has.
+    """
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    names = sorted({name.rpartition(".")[2] for name in linear})
+    if asked == "all-linear":
+        return names
+    attention = next((group for group in ATTENTION if set(group) <= set(names)), ())
+    wanted = list(attention) if asked == "attention" else list(asked)
+    if missing := [name for name in wanted if name not in names] or ([] if wanted else ["attention"]):
+        there = ", ".join(names)
+        raise ProfileError(f"lora.target_modules: no layer of the base model is called {', '.join(missing)}; there are {there}")
+    return wanted
 
 
 def adapter_values(model) -> dict:
@@ -194,14 +161,11 @@ def claim_adapter(model, values: dict) -> int:
     """Make the adapter float32, as the authors' 32 MB files show, with `values` (of a carried adapter) put back exactly.
 
     TRL 1.16 casts LoRA weights on a 4-bit base to bfloat16 without a word: a carried adapter would be rounded at each
-    stage. Returns the number of trainable values; raises ProfileError for a name in `target_modules` that no layer has.
+    stage. Returns the number of trainable values.
     """
     import torch
 
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    targets = set(model.peft_config["default"].target_modules)
-    if missing := {target for target in targets if not any(f".{target}.lora_" in name for name in trainable)}:
-        raise ProfileError(f"lora.target_modules: no layer of the base model is called {', '.join(sorted(missing))}")
     for name, parameter in trainable.items():
         parameter.data = values.get(name, parameter.data).to(torch.float32)
     return sum(p.numel() for p in trainable.values())
@@ -210,7 +174,7 @@ def claim_adapter(model, values: dict) -> int:
 MERGES = ("dequantised", "into_4bit", "full_precision")
 
 
-def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
+def merge(base: Path, adapter: Path, quantisation: dict | None, onto: str):
     """The adapter merged into the base, one of `MERGES`.
 
     `dequantised`: onto the 4-bit base as float, which is the model that was trained. `into_4bit`: PEFT's merge into the 4-bit
@@ -219,7 +183,7 @@ def merge(base: Path, adapter: Path, quantisation: dict, onto: str):
     from peft import PeftModel
 
     model = load_model(base, None if onto == "full_precision" else quantisation, packed=True)
-    if onto == "dequantised":
+    if onto == "dequantised" and quantisation:
         model = dequantised(model)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
@@ -252,7 +216,7 @@ def merge_table(
 
     said = generate(trained, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
     rows = []
-    for way in MERGES:
+    for way in MERGES if quantisation else ("full_precision",):
         model = merge(base, adapter, quantisation, way)
         answers = generate(model, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
         rows.append(
@@ -278,7 +242,9 @@ def save_model(model, tokenizer, folder: Path) -> None:
 
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    tokens = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    stops = stop_ids(tokenizer)
+    tokens = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tokens |= {"eos_token_id": stops if len(stops) > 1 else stops[0]}
     GenerationConfig(**tokens, do_sample=True).save_pretrained(folder)
     files.write_json(folder / "prompt_template.json", {"template": TEMPLATE, "default_system": DEFAULT_SYSTEM})
 

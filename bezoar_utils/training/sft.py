@@ -56,7 +56,7 @@ def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, li
         train_dataset=Dataset.from_list(job.training),
         eval_dataset=Dataset.from_list(job.validation),
         processing_class=tokenizer,
-        peft_config=None if carried else lora_config(job.recipe["lora"]),
+        peft_config=None if carried else lora_config(job.recipe["lora"], model),
     )
     claim_adapter(trainer.model, values)
     check_batch(tokenizer, next(iter(trainer.get_train_dataloader())), job.responses, job.recipe["loss_on"])
