@@ -121,3 +121,52 @@ def test_nothing_runs_of_a_profile_that_cannot_work_but_money_is_asked_for_later
     assert result.returncode == 2 and not result.stdout
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error"] * 3  # too long, no pin, and so too large
     assert run("stale", home, "paper").returncode == 0
+
+
+@pytest.fixture
+def local(tmp_path, monkeypatch):
+    """A folder of this machine, as far as names and settings go."""
+    from bezoar_utils.training import weights
+
+    monkeypatch.setattr(weights, "ROOT", tmp_path)
+
+    def write(**named):
+        (tmp_path / "own").mkdir()
+        for name in ("model.safetensors", "tokenizer.json"):
+            (tmp_path / "own" / name).write_text("{}")
+        for name, value in ({"config": {"max_position_embeddings": 128}} | named).items():
+            files.write_json(tmp_path / "own" / f"{name}.json", value)
+        return "{model: own, revision: null, licence: mine}"
+
+    return write
+
+
+def test_a_local_base_with_a_context_that_is_too_short_is_found_before_anything_runs(profile, local):
+    mine = profile(f"base_model: {local()}\nsft: {{max_length: 192}}", extends="mini")
+    assert any(line.startswith("sft.max_length: 192") and "128" in line for line in preflight.impossible(mine))
+
+
+def test_a_base_with_a_chat_template_is_noted_and_not_refused(profile, local):
+    base = local(config={}, tokenizer_config={"chat_template": "{{ messages }}"})
+    mine = profile(f"base_model: {base}", extends="mini")
+    assert preflight.impossible(mine) == [] and any("chat template of its own" in line for line in preflight.notes(mine))
+
+
+@pytest.mark.parametrize("role", ["teacher", "judge"])
+def test_local_weights_without_a_chat_template_cannot_be_asked_in_chat_mode(profile, local, role):
+    local(config={})
+    own = f"{role}: {{model: own, endpoint: null, mode: chat, wrapper: '{{prompt}}'}}"
+    mine = profile(own, extends="mini")
+    assert [line for line in preflight.impossible(mine) if line.startswith(f"{role}: own has no chat template")]
+    files.write_bytes(preflight.local_path("own") / "chat_template.jinja", b"{{ messages }}")
+    preflight.facts.cache_clear()
+    assert not [line for line in preflight.impossible(mine) if "chat template" in line]
+
+
+def test_a_package_that_is_not_installed_and_an_adapter_are_reasons_and_nothing_crashes(profile, local):
+    mine = profile("teacher: {model: 'package:not_there_at_all/m.gguf', endpoint: null}", extends="mini")
+    assert [line for line in preflight.impossible(mine) if "no installed package holds it" in line]
+    local(adapter_config={})
+    (preflight.local_path("own") / "config.json").unlink()
+    mine = profile("base_model: {model: own}", extends="mini")
+    assert [line for line in preflight.impossible(mine) if line.startswith("base_model: own is an adapter")]

@@ -49,8 +49,8 @@ class Answers:
 
     def within(self, rows: int):
         """`progress(tokens, most)` inside a batch of so many rows, as a part of them."""
-        total = len(self.keys)
-        return self.progress and (lambda tokens, most: self.progress(min(total, self.done + rows * tokens // (most + 1)), total))
+        progress, total = self.progress, len(self.keys)
+        return progress and (lambda tokens, most: progress(min(total, self.done + rows * tokens // (most + 1)), total))
 
     def in_order(self) -> list[dict]:
         """One row a key. Equal keys share one object."""

@@ -158,7 +158,8 @@ def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max
 def evaluate(model, tokenizer, tasks: list, batch_size: int, limit: int | None, seed: int, max_length: int = 512) -> list[dict]:
     """One row per item and metric: task, item, metric, value, reply. Requests are batched by length, longest first.
 
-    Raises ValueError when a request gets other ids than a prompt in training (a BOS more or less, say). A metric that is not a number per item is left out. Of a
+    Raises ValueError when a request gets other ids than a prompt in training (a BOS more or less, say).
+    A metric that is not a number per item is left out. Of a
     task that reads replies in several ways (the harness calls them filters), a metric is named `metric,filter`.
     """
     import lm_eval

@@ -1,10 +1,13 @@
 """Why a profile cannot work, before anything runs, from the profile and the folders here alone. The network is not used."""
 
+import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from ..study.profile import ROOT, STAGES, Profile, ProfileError
 from ..training.models import require_template
+from ..training.weights import PACKAGE, facts, local_path, not_a_model
 from . import plan
 from .memory import too_large
 
@@ -28,8 +31,11 @@ def require_possible(profile: Profile) -> None:
 
 
 def notes(profile: Profile) -> list[str]:
-    """What does not stop a run and should be known: judges beside the first that are the teacher's model."""
-    return _judges_of_their_own(profile, ("equality judge", "second judge"))
+    """What does not stop a run and should be known: judges beside the first that are the teacher's model, a base with a template."""
+    base, own = local_models(profile).get("base_model"), _judges_of_their_own(profile, ("equality judge", "second judge"))
+    if base and facts(base).chat_template:
+        own.append(f"base_model: {base.name} has a chat template of its own; the study trains and asks it in the study's template")
+    return own
 
 
 def _judges_of_their_own(profile: Profile, roles: tuple[str, ...]) -> list[str]:
@@ -60,7 +66,15 @@ def _missing(profile: Profile, stages: list[str]) -> Iterator[str]:
         if maker in STAGES:
             if maker not in stages:
                 yield f"{key}: {model} is made by {maker}, which this profile does not run"
-        elif not (ROOT / model).is_dir() and not REVISION.fullmatch(revision or ""):
+            continue
+        try:
+            path = local_path(model)
+        except ProfileError as error:
+            yield f"{key}: {error}"
+            continue
+        if path and (problem := not_a_model(path)):
+            yield f"{key}: {model} {problem}"
+        elif not path and not REVISION.fullmatch(revision or ""):
             yield f"{key}: {model} is not a folder here; a hub id needs its full commit hash as revision, not {revision!r}"
     for key, source in sources_of(profile, stages):
         if source.file and not (ROOT / source.file).is_file():
@@ -71,19 +85,30 @@ def _missing(profile: Profile, stages: list[str]) -> Iterator[str]:
 
 def models_of(profile: Profile) -> list[tuple]:
     """(key, model, revision) of each model this profile loads itself."""
-    base, teacher, stages = profile.base_model, profile.teacher, profile.chapters()
+    base, stages = profile.base_model, profile.chapters()
     models = [("base_model", base.model, base.revision)] if {"30_sft", "75_filter"} & set(stages) else []
-    if not teacher.endpoint and _calls(plan.roles_by_stage(profile), "teacher"):
-        models.append(("teacher", teacher.model, teacher.revision))
+    called = {row["model"] for row in plan.expected_calls(profile)}
+    roles = profile.model_roles().items()
+    models += [(place, role.model, role.revision) for place, role in roles if not role.endpoint and role.model in called]
     if {"60_benchmarks", "61_mt_bench"} & set(stages):
         models += [(f"checkpoints.{name}", c.model, c.revision) for name, c in profile.checkpoints.items()]
     return models
 
 
+def local_models(profile: Profile) -> dict[str, Path]:
+    """key -> folder or file, of the models that lie on this machine and could be one."""
+    paths = {}
+    for key, model, _ in models_of(profile):
+        with contextlib.suppress(ProfileError):  # `_missing` says why
+            paths[key] = None if model.split("/")[0] in STAGES else local_path(model)
+    return {key: path for key, path in paths.items() if path and not not_a_model(path)}
+
+
 def hub_models(profile: Profile) -> dict[str, str]:
     """Model id -> revision, of those that come from the hub: not made by a stage, not a folder here."""
     models = {model: revision for _, model, revision in models_of(profile)}
-    return {model: revision for model, revision in models.items() if not (model.split("/")[0] in STAGES or (ROOT / model).is_dir())}
+    elsewhere = (*STAGES, PACKAGE)
+    return {m: revision for m, revision in models.items() if not m.startswith(elsewhere) and not local_path(m)}
 
 
 def sources_of(profile: Profile, stages: list[str]) -> list[tuple]:
@@ -114,10 +139,11 @@ def _too_long(profile: Profile, stages: list[str], roles: dict[str, list[str]]) 
         if _calls(roles, role) and context and prompt + reply > context:
             yield f"plan.{role}.context: {context} tokens do not hold a prompt of {prompt} and a reply of {reply}"
     lengths = {"30_sft": "sft", "40_hh_sft": "hh_sft", "50_dpo": "dpo", "60_benchmarks": "benchmarks", "75_filter": "filter_test"}
+    base = local_models(profile).get("base_model")
+    limit = (facts(base).context if base else profile.plan.base and profile.plan.base.context) or float("inf")
     for stage, section in lengths.items():
-        length = getattr(profile, section).max_length
-        if profile.plan.base and stage in stages and length > profile.plan.base.context:
-            yield f"{section}.max_length: {length} is more than the base model's context of {profile.plan.base.context} tokens"
+        if stage in stages and (length := getattr(profile, section).max_length) > limit:
+            yield f"{section}.max_length: {length} is more than the base model's context of {limit} tokens"
 
 
 def _wrong_template(profile: Profile, roles: dict[str, list[str]]) -> Iterator[str]:
@@ -126,6 +152,10 @@ def _wrong_template(profile: Profile, roles: dict[str, list[str]]) -> Iterator[s
         yield f"teacher.wrapper: {teacher.wrapper!r} is not used in mode chat: write '{{prompt}}', the server has a template"
     if _calls(roles, "teacher") and teacher.mode == "raw" and bare:
         yield "teacher.wrapper: a bare '{prompt}' in mode raw asks the teacher without its template: write that, or mode: chat"
+    for place, path in local_models(profile).items():
+        role = profile.model_roles().get(place)
+        if role and role.mode == "chat" and not facts(path).chat_template:
+            yield f"{place}: {path.name} has no chat template: write mode: raw, and in wrapper the form it was trained on"
     evaluated = {"60_benchmarks", "61_mt_bench"} & set(profile.chapters())
     for name, checkpoint in list(profile.checkpoints.items())[1:] if evaluated else ():
         if checkpoint.model.split("/")[0] not in STAGES and (ROOT / checkpoint.model).is_dir():

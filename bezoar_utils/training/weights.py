@@ -5,6 +5,8 @@ Whatever it is, chapters get a folder of safetensors and tokenizer files. Other 
 
 import re
 import sys
+from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -75,6 +77,34 @@ def not_a_model(path: Path) -> str:
     if not any(name.endswith((".model", ".jinja")) or name.startswith(("tokenizer", "vocab", "merges")) for name in names):
         return "holds no tokenizer: put the model's own beside its weights"
     return ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a local model, without loading it: its context in tokens (None if unlimited), and its chat template."""
+
+    context: int | None
+    chat_template: str
+
+
+@cache
+def facts(path: Path) -> Facts:
+    """Of a folder, by its files; of a GGUF file, by its header. Raises ProfileError for one that cannot be read."""
+    if path.suffix == ".gguf":
+        from gguf import GGUFReader
+
+        try:
+            fields = GGUFReader(path).fields
+            kind = fields["general.architecture"].contents()
+            context, template = fields.get(f"{kind}.context_length"), fields.get("tokenizer.chat_template")
+        except (OSError, ValueError, KeyError, IndexError) as error:
+            raise ProfileError(f"{path.name} cannot be read as GGUF ({type(error).__name__}): it may be cut short") from None
+        return Facts(context and context.contents(), template.contents() if template else "")
+    named = [path / "chat_template.jinja", path / "chat_template.json", path / "tokenizer_config.json"]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in named if file.exists()]
+    config = files.read_json(path / "config.json") if (path / "config.json").exists() else {}
+    template = next((text for text, file in zip(texts, named) if "template" in file.name or '"chat_template"' in text), "")
+    return Facts(config.get("max_position_embeddings") or config.get("n_positions"), template)
 
 
 def _identity(path: Path) -> str:
