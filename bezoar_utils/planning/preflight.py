@@ -31,7 +31,7 @@ def require_possible(profile: Profile) -> None:
 
 
 def notes(profile: Profile) -> list[str]:
-    """What does not stop a run and should be known: judges beside the first that are the teacher's model, a base with a template."""
+    """What does not stop a run and should be known: judges that are the teacher's model, a base with a chat template."""
     base, own = local_models(profile).get("base_model"), _judges_of_their_own(profile, ("equality judge", "second judge"))
     if base and facts(base).chat_template:
         own.append(f"base_model: {base.name} has a chat template of its own; the study trains and asks it in the study's template")

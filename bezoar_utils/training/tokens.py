@@ -8,6 +8,8 @@ from pathlib import Path
 PADS = ("pad", "reserved", "unused", "extra_")  # in the names of special tokens that no text and no template uses
 # Ends of a turn by family: Llama 3, ChatML (Qwen, SmolLM), Gemma, Phi-3; a tuned model may say one of them instead of its EOS.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
+USER_DEFINED = 4  # the kind of a piece in a sentencepiece file
+PROBES = ("### System:\nBe  brief.\n\n### Response:", "x\t y   z", "1 22,333.4", "été 漢字 🙂", "a\n\n\nb ", "<s>old</s>")
 
 
 class TokenError(ValueError):
@@ -24,6 +26,8 @@ def load_tokenizer(folder: Path, stage=None):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
+            tokenizer = _as_sentencepiece(tokenizer, folder / "tokenizer.model")
         if not tokenizer("a text")["input_ids"]:  # without files transformers makes an empty one, and says nothing
             raise ValueError("no files of its own")
     except (OSError, ValueError, TypeError, AttributeError) as error:
@@ -41,6 +45,44 @@ def load_tokenizer(folder: Path, stage=None):
         padding = f"{tokenizer.pad_token} ({why})"
         stage.note("tokenizer", {"begins with": begin(tokenizer), "reply ends with": ends, "padding": padding})
     return tokenizer
+
+
+def _as_sentencepiece(read, path: Path):
+    """The tokenizer of a sentencepiece file with the merges in that file's own order, held against sentencepiece itself.
+
+    transformers 5.23 takes the order of the ids instead, and of some families leaves out the space that such a text begins with: of
+    Mistral's own file, without a tokenizer.json beside it, "a  b" and every first word came out as other tokens, silently.
+    Raises ValueError for a file that is not byte-pair encoding, or whose texts still come out otherwise.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import SentencePieceExtractor
+    from transformers.tokenization_utils_base import generate_merges
+
+    own, proto = SentencePieceProcessor(model_file=str(path)), SentencePieceExtractor(str(path)).proto
+    vocabulary = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    merges = generate_merges(vocabulary, {piece.piece: piece.score for piece in proto.pieces})
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=read.unk_token, fuse_unk=True, byte_fallback=True))
+    symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
+    if symbols:  # the space is put before the first of them only
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+        backend.add_tokens(symbols)
+    else:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    if begin(read):
+        single = processors.TemplateProcessing(single=f"{read.bos_token} $A", special_tokens=[(read.bos_token, read.bos_token_id)])
+        backend.post_processor = single
+    named = {f"{name}_token": getattr(read, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **named, clean_up_tokenization_spaces=False)
+    fast.chat_template, fast.split_special_tokens = read.chat_template, True
+    for text in PROBES:
+        ids = fast(text, add_special_tokens=False)["input_ids"]
+        if ids != own.encode(text):
+            raise ValueError(f"{text!r} becomes other tokens than by sentencepiece: take a revision with a tokenizer.json")
+    return fast
 
 
 def _stop_ids(tokenizer, folder: Path, config) -> list[int]:
