@@ -8,6 +8,7 @@ SEEDS       ?=
 EXTRA       ?=
 RUNS        ?=
 DATA        ?=
+MODELS      ?=
 PYTHON      ?= python3
 VENV        := .venv
 PY          ?= $(VENV)/bin/python
@@ -123,8 +124,8 @@ plan: setup ## what would run and why; calls, tokens, cost, GPU memory and time,
 doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys, hub, endpoints
 	@$(PY) -m bezoar_utils.planning.doctor $(PROFILE)
 
-rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows
-	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)")
+rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows, MODELS=folder with real models or tokenizers
+	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")
 
 rehearse-all: setup ## every profile in profiles/, one after another (about 15 minutes)
 	@set -e; for profile in $(basename $(notdir $(wildcard profiles/*.yaml))); do \

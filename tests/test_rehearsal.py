@@ -115,6 +115,18 @@ def test_own_rows_take_the_place_of_made_up_ones(tmp_path):
     assert sources.read_rows(drawn, ("inputs",)) == [flan] * rows.ROWS, "the first rows of a file that the profile's pattern fits"
 
 
+def test_a_real_tokenizer_takes_the_place_of_a_made_up_one_and_real_weights_are_used_themselves(tmp_path, model_folder):
+    profile, own = load_profile("released"), tmp_path / "own" / LLAMA
+    shutil.copytree(model_folder, own, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert fake_hub_files.own_weights(profile, tmp_path / "own") == {}, "a tokenizer alone is no model"
+    fake_hub_files.build(profile, tmp_path / "hub", None, tmp_path / "own")
+    made, real = (tokens.load_tokenizer(folder) for folder in (tmp_path / "hub" / "models" / LLAMA, model_folder))
+    assert made("Where does one live?")["input_ids"] == real("Where does one live?")["input_ids"]
+    assert models.load_model(tmp_path / "hub" / "models" / LLAMA).config.vocab_size == len(real)
+    shutil.copytree(model_folder, own, dirs_exist_ok=True)
+    assert fake_hub_files.own_weights(profile, tmp_path / "own") == dict.fromkeys(("base_model", "checkpoints.base"), own)
+
+
 @pytest.fixture(scope="module")
 def openllama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("openllama")

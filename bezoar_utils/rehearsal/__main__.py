@@ -27,7 +27,7 @@ def needs_stand_ins(profile: Profile) -> bool:
     return bool(hub_models(profile) or shrink.remote_endpoints(values) or any(s["hub"] for s in shrink.sources(values).values()))
 
 
-def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
+def rehearse(name: str, jobs: str, own_data: Path | None, own_models: Path | None = None) -> int:
     """Run the whole profile on stand-ins and give an account of it; the exit code of the run.
 
     Raises ProfileError for a profile that cannot work (money apart: a rehearsal pays nothing), SourceError for a local file
@@ -35,6 +35,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     """
     profile = load_profile(name)
     require_possible(profile)
+    own = fake_hub_files.own_weights(profile, own_models)
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
@@ -42,9 +43,9 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     clear_run(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
     with contextlib.ExitStack() as servers:
-        repositories = fake_hub_files.build(profile, folder / "hub", own_data)
+        repositories = fake_hub_files.build(profile, folder / "hub", own_data, own_models)
         hub_url = servers.enter_context(local_server.serving(hub.handler_for(repositories)))
-        values = write_profile(profile, folder, serve_endpoints(profile, servers))
+        values = write_profile(profile, folder, serve_endpoints(profile, servers), own)
         code = run_study(folder.name, jobs, environment(profile, folder, hub_url))
     summary.write(name, profile, values, time.time() - started, finished=code == 0)
     return code
@@ -58,9 +59,11 @@ def serve_endpoints(profile: Profile, servers: contextlib.ExitStack) -> list[str
     return [f"{servers.enter_context(local_server.serving(handler))}/v1" for handler in handlers]
 
 
-def write_profile(profile: Profile, folder: Path, addresses: list[str]) -> dict:
+def write_profile(profile: Profile, folder: Path, addresses: list[str], own_weights: dict[str, Path]) -> dict:
     """The values of the rehearsed profile, which `profile.yaml` in the run's folder holds too."""
     values = shrink.rehearsed(profile, addresses, fake_hub_files.harness_tasks(profile))
+    for place, own in own_weights.items():
+        shrink.at(values, place).update(model=str(own), revision=None)
     fake_hub_files.cut_local_files(values, folder / "data")
     values = Profile.model_validate(values).model_dump(mode="json")
     files.write_bytes(folder / "profile.yaml", yaml.safe_dump(values, sort_keys=False).encode())  # checkpoints have an order
@@ -97,9 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", required=True)
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--data", type=Path, help="a folder of own rows: DATA/<set>/<file> as on the hub")
+    parser.add_argument("--models", type=Path, help="a folder of real weights or tokenizers: MODELS/<owner>/<name>/ as on the hub")
     options = parser.parse_args(arguments)
     try:
-        return rehearse(options.profile, options.jobs, options.data)
+        return rehearse(options.profile, options.jobs, options.data, options.models)
     except (ProfileError, SourceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from ..planning.preflight import hub_models
+from ..planning.preflight import hub_models, models_of
 from ..study.profile import ROOT, Profile
+from ..training.weights import not_a_model
 from . import models, rows, shrink
 from .hub import Repositories
 
@@ -13,15 +14,20 @@ def harness_tasks(profile: Profile) -> list[str]:
     return [] if profile.evaluation.tasks_from else [name for name in profile.evaluation.tasks if name in rows.TASKS]
 
 
-def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories:
-    """Every repository a profile names. `own_data`/<set>/<file>, where it exists, gives the rows instead of made-up ones.
+def build(profile: Profile, folder: Path, own_data: Path | None, own_models: Path | None = None) -> Repositories:
+    """Every repository a profile names. `own_data`/<set>/<file>, where it exists, gives the rows instead of made-up ones, and
+    `own_models`/<owner>/<name> the tokenizer of a stand-in (a folder with weights is used itself: `own_weights`).
 
     Raises SourceError for a file there that cannot be read.
     """
     repositories = Repositories(folder)
     for name, revision in hub_models(profile).items():
         teaches = profile.teacher.endpoint is None and name == profile.teacher.model
-        models.write_model(name, repositories.add("models", name, revision), teaches)
+        own, target = own_models and own_models / name, repositories.add("models", name, revision)
+        if own and own.is_dir():
+            models.write_around(name, own, target)
+        else:
+            models.write_model(name, target, teaches)
     for place, source in shrink.sources(profile.model_dump(mode="json")).items():
         if source["hub"]:
             revision = source["revision"] or source["expect_prefix"].ljust(40, "0")
@@ -31,6 +37,12 @@ def build(profile: Profile, folder: Path, own_data: Path | None) -> Repositories
                 rows.write(target / name, rows.first_rows(own[0]) if own else rows.made(place, source))
     rows.write_tasks(harness_tasks(profile), lambda data_set: repositories.add("datasets", data_set, "0" * 40))
     return repositories
+
+
+def own_weights(profile: Profile, own_models: Path | None) -> dict[str, Path]:
+    """key -> folder with real weights, of the models that lie in `own_models`/<owner>/<name>."""
+    named = {key: own_models / model for key, model, revision in models_of(profile) if revision} if own_models else {}
+    return {key: folder.resolve() for key, folder in named.items() if folder.is_dir() and not not_a_model(folder)}
 
 
 def file_names(source: dict) -> list[str]:

@@ -73,6 +73,20 @@ def write_model(name: str, folder: Path, teaches: bool = False) -> None:
         model.save_pretrained(folder)
 
 
+def write_around(name: str, own: Path, folder: Path) -> None:
+    """A stand-in of random weights around a real tokenizer, whose files lie in `own`: what it says means nothing, its ids are real."""
+    import shutil
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shutil.copytree(own, folder, dirs_exist_ok=True)
+    habits, tokenizer = habits_of(name) or habits_of(UNKNOWN), AutoTokenizer.from_pretrained(own, trust_remote_code=False)
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "vocab_size": len(tokenizer)}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(model_config(habits, tokenizer, **sizes)).save_pretrained(folder)
+
+
 def end_ids(habits: Habits, tokenizer) -> int | list[int]:
     """What generation_config.json says: one id, or a list where the family names several."""
     ids = [tokenizer.eos_token_id, *(tokenizer.convert_tokens_to_ids(token) for token in habits.ends)]
