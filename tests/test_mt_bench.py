@@ -10,7 +10,7 @@ from bezoar_utils.calls import attempts
 from bezoar_utils.calls.judge import Comparison, Grade, Judge, parse_verdict, read_sections
 from bezoar_utils.data.sources import SourceError
 from bezoar_utils.data.template import render_prompt
-from bezoar_utils.evaluation import mt_bench
+from bezoar_utils.evaluation import mt_bench, stats
 from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
 from bezoar_utils.report import charts, show
@@ -276,7 +276,7 @@ def test_every_pair_is_won_tied_lost_or_failed():
 def test_the_two_turns_of_a_question_are_one_value_and_a_failed_grade_is_never_scored():
     grades = ((1, 1, 10), (1, 2, 2), (2, 1, 7), (2, 2, 8), (3, 1, 4), (3, 2, None), (4, 1, None))
     rows = [answer(BASE, number, turn, rating=rating) for number, turn, rating in grades]
-    assert mt_bench.by_question(rows, "rating") == [6.0, 7.5, 4.0] and mt_bench.by_question(rows[-1:], "rating") == []
+    assert stats.by_question(rows, "rating") == {1: 6.0, 2: 7.5, 3: None, 4: None}
     assert mt_bench.mean_by(rows, "turn") == {(1,): 7.0, (2,): 5.0}
 
 
@@ -336,10 +336,10 @@ def test_the_miniatures_references_are_right_answers(small_world):
 
 def test_the_same_grade_and_one_point_off_are_counted_apart():
     result = mt_bench.grade_agreement([5, 5, 7, 7, 2, None], [5, 6, 7, 9, None, 3])
-    assert (result["n"], result["exact"], result["within one point"]) == (4, 0.5, 0.75)
+    assert (result["n"], result["asked"], result["exact"], result["within one point"]) == (4, 6, 0.5, 0.75)
     # agree 2 of 4; by chance 5: 1/2 x 1/4, 7: 1/2 x 1/4, so 1/4; kappa (1/2 - 1/4) / (3/4) = 1/3
     assert result["kappa"] == pytest.approx(1 / 3)
-    assert mt_bench.grade_agreement([], []) == {"n": 0, "exact": None, "within one point": None, "kappa": None}
+    assert mt_bench.grade_agreement([], []) == {"n": 0, "asked": 0, "exact": None, "within one point": None, "kappa": None}
 
 
 def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_are():
@@ -358,7 +358,7 @@ def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_ar
     ],
 )
 def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand(grades, lengths, difference, slope):
-    result = mt_bench.at_equal_length(grades, lengths, **INTERVALS)
+    result = stats.at_equal_length(grades, lengths, **INTERVALS)
     assert (result["difference"], result["slope"], result["n"]) == pytest.approx((difference, slope, 3))
     assert result["low"] <= result["difference"] <= result["high"]
 
@@ -366,9 +366,9 @@ def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand(grad
 def test_a_gain_that_is_all_length_is_no_gain_at_equal_length():
     rng = np.random.default_rng(1)
     lengths = rng.normal(6, 3, 80)
-    result = mt_bench.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    result = stats.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
     assert result["low"] < 0 < result["high"] and result["slope"] == pytest.approx(0.5, abs=0.1)
-    result = mt_bench.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    result = stats.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
     assert result["low"] > 1 and result["low"] < 2 < result["high"]
 
 
@@ -376,7 +376,7 @@ def test_its_interval_covers_the_truth_about_as_often_as_it_says():
     rng, covered = np.random.default_rng(2), 0
     for seed in range(120):
         lengths = rng.normal(3, 2, 60)
-        result = mt_bench.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
+        result = stats.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
         covered += result["low"] <= 1 <= result["high"]
     assert 0.8 <= covered / 120 <= 0.97
 
@@ -384,7 +384,7 @@ def test_its_interval_covers_the_truth_about_as_often_as_it_says():
 @pytest.mark.parametrize(("grades", "lengths"), [([], []), ([1], [1, 2])])
 def test_a_line_through_nothing_is_an_error(grades, lengths):
     with pytest.raises(ValueError, match=r"grades .*lengths"):
-        mt_bench.at_equal_length(grades, lengths, **INTERVALS)
+        stats.at_equal_length(grades, lengths, **INTERVALS)
 
 
 def test_differences_are_of_answers_that_both_have_a_grade():

@@ -12,6 +12,7 @@ from bezoar_utils.report import pages, show
 from bezoar_utils.report.clean import clean, clean_output, clean_prose
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
+from bezoar_utils.study.stage import Stage
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -194,11 +195,39 @@ def test_a_report_of_nothing_is_a_clear_error(tmp_path, monkeypatch):
         pages.write_report("none")
 
 
+@pytest.fixture
+def stage(tmp_path):
+    return Stage("50_dpo", "mine", {"seed": 1, "intervals": {"samples": 50, "confidence": 0.9}}, tmp_path, reads=None)
+
+
+def test_a_number_that_rests_on_fewer_values_than_were_asked_for_says_so(stage):
+    number = show.measured(stage, "rate", [1.0, None, 0.0, float("nan")], "share of replies")
+    assert (stage.metrics["rate"]["value"], stage.metrics["rate"]["n"], stage.metrics["rate"]["asked"]) == (0.5, 2, 4)
+    assert show.interval(*number).endswith("] (n = 2 of 4)")
+    row = BeautifulSoup(show.table_html([{"rate": 0.5, **stage.metrics["rate"]}]), "html.parser")
+    assert "2 of 4" in [cell.get_text() for cell in row.find_all("td")] and "asked" not in row.get_text()
+
+
+def test_a_number_that_rests_on_all_values_says_nothing(stage):
+    number = show.measured(stage, "rate", [1.0, 0.0], "share of replies")
+    assert show.interval(*number).endswith("]") and "of" not in show.table_html([{"n": 2, "asked": 2}, {"n": 2}])
+    stage.measure("rows", 7, unit="rows")
+    assert stage.metrics["rows"] == {"value": 7, "low": None, "high": None, "n": None, "unit": "rows"}
+
+
+def test_a_chart_on_page_one_says_of_how_many_replies_its_bars_are(stage):
+    for name, replies in (("OpenBezoar-HH-RLHF-SFT", [1.0, 0.0]), ("OpenBezoar-HH-RLHF-DPO", [1.0, None])):
+        show.measured(stage, f"preferred_rate_{name}", replies, "share of replies")
+    record = {"metrics": stage.metrics, "parameters": stage.parameters, "seed": 1}
+    (figure,) = pages.headline_figures({"50_dpo": record})
+    assert "n = 2 and 1 of 2" in figure
+
+
 def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "RUNS", tmp_path)
     write_run(tmp_path, "mine", stages=("90_findings",))
     numbers = {"difference": 0.1, "low": -0.1, "high": 0.3, "verdict": "not shown"}
-    files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim(claim="<b>", **numbers)])
+    files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim(claim="<b>", **numbers, asked=12)])
     files.write_json(tmp_path / "mine" / "90_findings" / "not_reproduced.json", [{"what": "<i>", "why": "because"}])
     record = files.read_json(tmp_path / "mine" / "90_findings" / "stage.json")
     record |= {"counts": {"tokens": 1, "calls": 2, "cost_usd": 0.5}, "notes": {"unanswered": {"500": 3, "too long": 1}}}
@@ -206,6 +235,7 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
     assert "no answer" in text and "3 (500), 1 (too long)" in text
     assert "&lt;b&gt;" in text and "&lt;i&gt;" in text and "<b></td>" not in text
     assert 'class="verdict not-shown"' in text and "+0.10 [-0.10, +0.30]" in text and "<td>0.50</td>" in text
+    assert "<td>9 of 12</td>" in text and "(n = 9 of 12)" in pages.results_table([claim(asked=12)], 0.9)
 
 
 def test_the_committed_reference_is_small_complete_and_what_the_readme_says():

@@ -215,7 +215,7 @@ def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, s
             numbers = stats.compare(values[task, metric][before], values[task, metric][after], **intervals, seed=seed)
             word = words[stats.verdict(numbers["difference"], numbers["low"], numbers["high"])]
             row = {"task": task, "metric": metric, "before": before, "after": after}
-            rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "unpaired")} | {"verdict": word})
+            rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "asked")} | {"verdict": word})
     return rows
 
 

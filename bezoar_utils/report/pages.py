@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ..evaluation.stats import counted
 from ..study import files
 from ..study.profile import REHEARSAL, ROOT
 from ..study.stage import RUNS, finished_records
@@ -185,7 +186,7 @@ def headline_figures(records: dict) -> list:
         if metrics:
             chart = charts.bars({name: (m["value"], m["low"], m["high"]) for name, m in metrics.items()}, title, unit, top)
             alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in metrics.items())
-            n = next(iter(metrics.values()))["n"]
+            n = " and ".join(dict.fromkeys(str(counted(m["n"], m.get("asked"))) for m in metrics.values()))
             confidence = records[stage]["parameters"]["intervals"]["confidence"]
             caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with {confidence:.0%} intervals"
             figures.append(figure_html(chart, alt, caption, f"{stage}.html#provenance"))

@@ -99,9 +99,11 @@ class Stage:
         others = dict.fromkeys(key for row in rows for key in row)
         files.write_table(self.output(name), rows, [*columns, *(key for key in others if key not in columns)] if columns else None)
 
-    def measure(self, name: str, value: float, low=None, high=None, n: int | None = None, unit: str = "") -> None:
-        """A headline number of this stage, for reports and `metrics.json`."""
+    def measure(self, name: str, value: float, low=None, high=None, n: int | None = None, unit: str = "", asked=None) -> None:
+        """A headline number of this stage, for reports and `metrics.json`. It rests on `n` values of the `asked` it should have,
+        which are given where some may be missing: a call without an answer, a row that is too long."""
         self.metrics[name] = {"value": value, "low": low, "high": high, "n": n, "unit": unit}
+        self.metrics[name] |= {} if asked is None else {"asked": asked}
 
     def note(self, name: str, value) -> None:
         """A fact about how this stage did what it did (a library's version, a task's hash), kept in `stage.json`."""
