@@ -155,7 +155,7 @@ def test_the_values_of_a_model_card_are_the_profiles_to_the_digit():
 
 def test_measured_values_stand_with_interval_and_n():
     assert section(model_card(), "Measured")[2:] == [
-        "| preferred_rate | 0.7312 | [0.6789, 0.8] | 320 | share of replies |",
+        "| preferred_rate | 0.7312 | [0.6789, 0.8] | 310 of 320 | share of replies |",
         "| pairs | 1000 | – | – | rows |",
     ]
 
