@@ -14,7 +14,7 @@ from bezoar_utils.evaluation import mt_bench, stats
 from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
 from bezoar_utils.report import charts, show
-from bezoar_utils.report.clean import clean
+from bezoar_utils.report.clean import clean_output
 from bezoar_utils.study import files
 from bezoar_utils.training import models
 
@@ -185,16 +185,16 @@ def test_finished_answers_are_found_again_and_those_of_another_model_are_not(tmp
         calls.append(1)
         return [{"answer": f"été {len(calls)}", "turn": 1, "ended": True}]
 
-    first = mt_bench.kept_answers(tmp_path, ["model a", [question()], HOW, 42], make)
-    assert mt_bench.kept_answers(tmp_path, ["model a", [question()], HOW, 42], make) == first and len(calls) == 1
+    first = files.kept_json(tmp_path, ["model a", [question()], HOW, 42], make)
+    assert files.kept_json(tmp_path, ["model a", [question()], HOW, 42], make) == first and len(calls) == 1
     for other in (["model b", [question()], HOW, 42], ["model a", [], HOW, 42], ["model a", [question()], HOW, 43]):
-        assert mt_bench.kept_answers(tmp_path, other, make) != first
+        assert files.kept_json(tmp_path, other, make) != first
 
 
 def test_an_answer_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        mt_bench.kept_answers(tmp_path, ["a"], lambda: 1 / 0)
-    assert mt_bench.kept_answers(tmp_path, ["a"], list) == []
+        files.kept_json(tmp_path, ["a"], lambda: 1 / 0)
+    assert files.kept_json(tmp_path, ["a"], list) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------- judging
@@ -403,7 +403,7 @@ def dialogs(text="fine", reason="so"):
 
 def test_every_answer_can_be_unfolded_and_survives_the_report():
     markup = show.answers_html(dialogs("a & b"))
-    assert clean(markup).replace('"', "'") == markup
+    assert clean_output(markup).replace('"', "'") == markup
     assert markup.count("<details") == 2 and markup.count("a &amp; b") == 8 and markup.count("failed") == 2
     assert markup.count("<b>5</b> so") == 6 and "question 2?" in markup and BASE in markup and SFT in markup
 
@@ -411,7 +411,7 @@ def test_every_answer_can_be_unfolded_and_survives_the_report():
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_answer_question_or_word_of_the_judge_is_markup(payload):
     rows = [row | {"question": payload, "category": payload, "model": payload + row["model"]} for row in dialogs(payload, payload)]
-    assert not live(show.answers_html(rows)) and not live(clean(show.answers_html(rows)))
+    assert not live(show.answers_html(rows)) and not live(clean_output(show.answers_html(rows)))
     assert show.answers_html(rows).count("<") == show.answers_html(dialogs()).count("<")
 
 

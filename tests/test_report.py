@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 from small_report import chart, claim, rendered, write_run
 
 from bezoar_utils.report import pages, show
-from bezoar_utils.report.clean import clean, clean_output, clean_prose
+from bezoar_utils.report.clean import clean_output, clean_prose
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
 from bezoar_utils.study.stage import Stage
@@ -63,26 +63,27 @@ def live(markup):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_nothing_live_survives_cleaning(payload):
     assert live(payload) or payload.startswith("$"), "without cleaning it would be live"
-    assert not live(clean(payload))
+    assert not live(clean_output(payload))
 
 
 @pytest.mark.parametrize(
     "markup",
     [
-        '<h2>T</h2><table><tbody><tr><td>a</td></tr></tbody></table><a href="https://arxiv.org/abs/1">p</a>',
+        '<h2 id="to-t">T</h2><div class="scroll"><table><tbody><tr><td>a</td></tr></tbody></table></div>',
+        '<a href="https://arxiv.org/abs/1">p</a>',
         '<img alt="a chart" src="data:image/png;base64,AAAA"/>',
         f'<a download="answers-found.csv" href="{CSV}YSxiCg==">data (csv)</a>',
     ],
 )
 def test_tables_headings_links_and_embedded_figures_survive_cleaning(markup):
-    assert clean(markup) == markup
+    assert clean_prose(markup) == markup
 
 
 @pytest.mark.parametrize("attribute", ["href", "download"])
 def test_a_download_lives_or_dies_as_a_pair(attribute):
     whole = {"href": f"{CSV}YQ==", "download": "x.csv"}
     half = {attribute: whole[attribute]}
-    assert clean("<a {}>x</a>".format(" ".join(f'{k}="{v}"' for k, v in half.items()))) == "<a>x</a>"
+    assert clean_output("<a {}>x</a>".format(" ".join(f'{k}="{v}"' for k, v in half.items()))) == "<a>x</a>"
 
 
 def test_an_output_has_no_heading_and_no_id():
@@ -276,7 +277,7 @@ def tokens(markup):
 @pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
 def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
     prompt = "### Instruction:\nWho?\n\n### Response:"
-    markup = clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    markup = clean_output(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
     text = {role: "".join(t for r, t in tokens(markup) if r == role).replace("↵\n", "\n") for role in show.SIGNS}
     assert (text["context"], text["trained"]) == (prompt, response)
     assert text["start"] == tokenizer.bos_token and text["end"] == tokenizer.eos_token
@@ -289,8 +290,8 @@ def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, respo
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_token_is_markup(tokenizer, payload):
     markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
-    assert not live(markup) and not live(clean(markup))
-    assert "".join(text for role, text in tokens(clean(markup)) if role == "trained") == payload
+    assert not live(markup) and not live(clean_output(markup))
+    assert "".join(text for role, text in tokens(clean_output(markup)) if role == "trained") == payload
 
 
 def test_the_style_sheet_knows_every_role():

@@ -5,7 +5,6 @@ two turns of a question are not independent, so every interval here is over ques
 """
 
 import random
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Len
@@ -15,7 +14,6 @@ from ..calls.judge import Comparison, Grade, judge_prompt
 from ..data import sources
 from ..data.sources import SourceError
 from ..data.template import clean_response, render_prompt
-from ..study import files
 from ..training.generation import generate
 from . import stats
 
@@ -101,11 +99,6 @@ def _unique(rows: list[dict], what: str) -> dict[int, dict]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- answers
-
-
-def kept_answers(folder: Path, key: list, answer) -> list[dict]:
-    """The rows of `answer()`, from `folder` if they were finished there under the same key (of plain values)."""
-    return files.kept_json(folder / f"{files.sha256_json(key)}.json", answer)
 
 
 def answer_questions(model, tokenizer, questions: list[dict], settings: dict, seed: int, progress=None) -> list[dict]:

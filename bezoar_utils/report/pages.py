@@ -152,9 +152,7 @@ def overview(profile: str, records: dict) -> str:
     """Findings first, then headline charts, chapters with time and cost, what could not be reproduced, and the environment."""
     claims = read_claims(profile, records)
     not_reproduced = RUNS / profile / "90_findings" / "not_reproduced.json"
-    versions: dict[str, str] = {}
-    for record in records.values():
-        versions |= record["versions"]
+    versions = {package: version for record in records.values() for package, version in record["versions"].items()}
     return render(
         "overview.html.j2",
         profile=profile,
