@@ -219,18 +219,12 @@ def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, s
     return rows
 
 
-def calibration(means: dict[tuple[str, str], tuple[float, float, float]]) -> list[dict]:
-    """OpenLLaMA's published rows beside ours of the base: `means` maps (task, metric) to (mean, low, high)."""
+def calibration(means: dict[tuple[str, str], tuple]) -> list[dict]:
+    """OpenLLaMA's published rows beside ours of the base: `means` maps (task, metric) to (mean, low, high), maybe with counts."""
     return [
-        {
-            "task": task,
-            "metric": metric,
-            "published": value,
-            "ours": ours[0],
-            "low": ours[1],
-            "high": ours[2],
-            "inside": ours[1] <= value <= ours[2],
-        }
+        {"task": task, "metric": metric, "published": value}
+        | dict(zip(("ours", "low", "high", "n", "asked"), ours))
+        | {"inside": ours[1] <= value <= ours[2]}
         for task, metrics in PUBLISHED.items()
         for metric, value in metrics.items()
         if (ours := means.get((task, metric)))

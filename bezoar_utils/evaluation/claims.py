@@ -143,18 +143,8 @@ def paper_and_ours(ours: dict[str, dict], values_of_paper: list[dict]) -> list[d
             why = "not measured in this run"
         elif not theirs:
             why = "the paper's value is not known to us"
-        rows.append(
-            {
-                "measure": name,
-                "paper": theirs.get("value"),
-                "mark": theirs.get("mark", "U"),
-                "ours": own.get("value"),
-                "low": own.get("low"),
-                "high": own.get("high"),
-                "n": own.get("n"),
-                "asked": own.get("asked"),
-                "difference": own["value"] - theirs["value"] if own and theirs else None,
-                "why": f"{why} ({theirs['source']})" if theirs else why,
-            }
-        )
+        row = {"measure": name, "paper": theirs.get("value"), "mark": theirs.get("mark", "U"), "ours": own.get("value")}
+        row |= {key: own.get(key) for key in ("low", "high", "n", "asked")}
+        row |= {"difference": own["value"] - theirs["value"] if own and theirs else None}
+        rows.append(row | {"why": f"{why} ({theirs['source']})" if theirs else why})
     return rows

@@ -110,14 +110,8 @@ def answer_questions(model, tokenizer, questions: list[dict], settings: dict, se
     histories = [[(q["turns"][0], answer)] for q, (answer, _) in zip(questions, first)]
     second = _turn(model, tokenizer, questions, histories, 1, settings, seed, progress)
     return [
-        {
-            "question_id": question["question_id"],
-            "category": question["category"],
-            "turn": turn,
-            "question": question["turns"][turn - 1],
-            "answer": answer,
-            "ended": ended,
-        }
+        {"question_id": question["question_id"], "category": question["category"], "turn": turn}
+        | {"question": question["turns"][turn - 1], "answer": answer, "ended": ended}
         for question, *both in zip(questions, first, second)
         for turn, (answer, ended) in enumerate(both, 1)
     ]
