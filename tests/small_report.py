@@ -66,7 +66,8 @@ def write_run(runs, name: str, rate: float = 0.001, verdict: str = "shown", stag
         folder.mkdir(parents=True)
         nbformat.write(chapter(f"{stage[:2]} · A chapter"), folder / "chapter.ipynb")
         metrics = {"found": {"value": rate * 100, "low": 0.05, "high": 0.2, "n": 3, "unit": "share of items"}}
-        metrics |= {f"only_{name}": {"value": 1.0, "low": None, "high": None, "n": None, "unit": ""}} if stage == "30_sft" else {}
+        only = {"value": 1.0, "low": None, "high": None, "n": 9, "unit": "", "asked": 12}
+        metrics |= {f"only_{name}": only} if stage == "30_sft" else {}
         files.write_json(folder / "stage.json", record(stage, {"seed": 1, "training": {"learning_rate": rate}}, metrics))
     if "30_sft" in stages:
         log = "step,loss,eval_loss\n1,3.0,\n2,2.0,\n2,,2.5\n"

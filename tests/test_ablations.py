@@ -47,7 +47,8 @@ def test_variants_are_compared_item_by_item_with_the_recipes_own():
 
 def test_an_item_without_a_value_on_either_side_is_left_out():
     (row,) = compare(scores_of("accepted", [1, None, 0, 1]) + scores_of("unfiltered", [0, 1, None, 1]))
-    assert (row["n"], row["unpaired"], row["before"], row["after"]) == (2, 2, 1.0, 0.5)
+    assert (row["n"], row["asked"], row["before"], row["after"]) == (2, 4, 1.0, 0.5)
+    assert "over 2 of 4 items" in ablations.sentence(row)
 
 
 def test_with_more_seeds_the_interval_is_over_the_trainings():

@@ -128,7 +128,7 @@ def test_models_are_compared_item_by_item():
     assert (rise["difference"], rise["n"], rise["verdict"]) == (0.5, 40, "higher") and 0 < rise["low"] < 0.5 < rise["high"]
     assert (none["difference"], none["verdict"]) == (0.0, "no difference shown") and none["low"] < 0 < none["high"]
     (row,) = benchmarks.compare(scores[:-1], [("sft", "dpo")], INTERVALS, 0)
-    assert (row["n"], row["unpaired"]) == (39, 1)
+    assert (row["n"], row["asked"]) == (39, 40)
 
 
 def test_the_base_stands_beside_what_others_published_of_it():

@@ -116,7 +116,7 @@ PARTS = [
     {"part": "mine | yours", "file": "/home/me/rows.jsonl", "licence": "<b>mine</b>"},
 ]
 MEASURED = {
-    "preferred_rate": {"value": 0.731234, "low": 0.6789, "high": 0.8, "n": 320, "unit": "share of replies"},
+    "preferred_rate": {"value": 0.731234, "low": 0.6789, "high": 0.8, "n": 310, "asked": 320, "unit": "share of replies"},
     "pairs": {"value": 1000, "low": None, "high": None, "n": None, "unit": "rows"},
 }
 STAGE_OF = {"OpenBezoar-SFT": "30_sft", "OpenBezoar-HH-RLHF-SFT": "40_hh_sft", "OpenBezoar-HH-RLHF-DPO": "50_dpo"}
@@ -155,7 +155,7 @@ def test_the_values_of_a_model_card_are_the_profiles_to_the_digit():
 
 def test_measured_values_stand_with_interval_and_n():
     assert section(model_card(), "Measured")[2:] == [
-        "| preferred_rate | 0.7312 | [0.6789, 0.8] | 320 | share of replies |",
+        "| preferred_rate | 0.7312 | [0.6789, 0.8] | 310 of 320 | share of replies |",
         "| pairs | 1000 | – | – | rows |",
     ]
 

@@ -20,7 +20,9 @@ def page(tmp_path_factory):
     home = tmp_path_factory.mktemp("study")
     write_run(home / "runs", "mini", rate=0.001)
     write_run(home / "runs", "mine", rate=0.00123456, verdict="not shown", stages=("30_sft", "90_findings"))
-    files.write_json(home / "runs" / "mine" / "90_findings" / "claims.json", [claim(verdict="not shown"), claim(claim=PAYLOAD)])
+    files.write_json(
+        home / "runs" / "mine" / "90_findings" / "claims.json", [claim(verdict="not shown", asked=12), claim(claim=PAYLOAD)]
+    )
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"  # the kernel named python3 is this environment's
     environment = os.environ | {"BEZOAR_HOME": str(home), "PATH": path}
     command = [sys.executable, "-m", "bezoar_utils.report.compare", "mini", "mine"]
@@ -46,13 +48,13 @@ def test_only_parameters_that_differ_are_listed_and_to_the_last_digit(page):
 def test_metrics_are_the_union_with_intervals_and_a_dash_for_what_is_missing(page):
     rows = {(row["stage"], row["metric"]): row for row in rows_under(page, "to-metrics")}
     assert rows["30_sft", "found"]["mini"] == "0.100 [0.050, 0.200], n = 3"
-    assert (rows["30_sft", "only_mini"]["mini"], rows["30_sft", "only_mini"]["mine"]) == ("1.000", "–")
+    assert (rows["30_sft", "only_mini"]["mini"], rows["30_sft", "only_mini"]["mine"]) == ("1.000, n = 9 of 12", "–")
     assert rows["10_lamini", "found"]["mine"] == "–"
 
 
 def test_each_claim_shows_every_runs_verdict(page):
     first, second = sorted(rows_under(page, "to-claims"), key=lambda row: row["claim"], reverse=True)
-    assert first["mini"] == "shown: +0.70 [+0.60, +0.80]" and first["mine"].startswith("not shown: ")
+    assert first["mini"] == "shown: +0.70 [+0.60, +0.80]" and first["mine"].endswith("+0.80] (n = 9 of 12)")
     assert second["mini"] == "–" and second["claim"] == PAYLOAD
 
 

@@ -213,13 +213,16 @@ def trained(speaking_folder, quantisation, lora, tokenizer, tmp_path_factory):
 
 def test_each_way_of_merging_is_held_against_the_model_as_trained(trained, speaking_folder, quantisation, tokenizer):
     model, adapter = trained
-    prompts = [r["prompt"] for r in ROWS]
-    rows = models.merge_table(model, speaking_folder, adapter, quantisation, tokenizer, prompts[:4], prompts, max_new_tokens=12)
+    told = []
+    rows = models.merge_table(
+        model, speaking_folder, adapter, quantisation, tokenizer, ROWS, 12, lambda *progress: told.append(progress)
+    )
     assert [row["merged"] for row in rows] == list(models.MERGES) and {row["n"] for row in rows} == {len(ROWS)}
     off = {row["merged"]: row["relative difference of logits"] for row in rows}
     same = {row["merged"]: row["same greedy answers"] for row in rows}
     assert off["dequantised"] < 0.02 < min(off["into_4bit"], off["full_precision"])
     assert same["dequantised"] == 1.0
+    assert told[0] == (0, 4 * len(ROWS)) and told[-1] == (4 * len(ROWS),) * 2 and told == sorted(told)
 
 
 def test_the_saved_merged_model_says_in_plain_transformers_what_the_trained_one_said(

@@ -3,18 +3,18 @@ import json
 import numpy as np
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import StubStage, remote
+from stub_stage import JUDGE, StubStage, remote
 from test_report import PAYLOADS, live
 
 from bezoar_utils.calls import attempts
 from bezoar_utils.calls.judge import Comparison, Grade, Judge, parse_verdict, read_sections
 from bezoar_utils.data.sources import SourceError
 from bezoar_utils.data.template import render_prompt
-from bezoar_utils.evaluation import mt_bench
+from bezoar_utils.evaluation import mt_bench, stats
 from bezoar_utils.evaluation.mt_bench import pair_outcome
 from bezoar_utils.miniature import corpus, oracle, server
 from bezoar_utils.report import charts, show
-from bezoar_utils.report.clean import clean
+from bezoar_utils.report.clean import clean_output
 from bezoar_utils.study import files
 from bezoar_utils.training import models
 
@@ -185,16 +185,16 @@ def test_finished_answers_are_found_again_and_those_of_another_model_are_not(tmp
         calls.append(1)
         return [{"answer": f"été {len(calls)}", "turn": 1, "ended": True}]
 
-    first = mt_bench.kept_answers(tmp_path, ["model a", [question()], HOW, 42], make)
-    assert mt_bench.kept_answers(tmp_path, ["model a", [question()], HOW, 42], make) == first and len(calls) == 1
+    first = files.kept_json(tmp_path, ["model a", [question()], HOW, 42], make)
+    assert files.kept_json(tmp_path, ["model a", [question()], HOW, 42], make) == first and len(calls) == 1
     for other in (["model b", [question()], HOW, 42], ["model a", [], HOW, 42], ["model a", [question()], HOW, 43]):
-        assert mt_bench.kept_answers(tmp_path, other, make) != first
+        assert files.kept_json(tmp_path, other, make) != first
 
 
 def test_an_answer_that_fails_leaves_nothing_behind(tmp_path):
     with pytest.raises(ZeroDivisionError):
-        mt_bench.kept_answers(tmp_path, ["a"], lambda: 1 / 0)
-    assert mt_bench.kept_answers(tmp_path, ["a"], list) == []
+        files.kept_json(tmp_path, ["a"], lambda: 1 / 0)
+    assert files.kept_json(tmp_path, ["a"], list) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------- judging
@@ -276,7 +276,7 @@ def test_every_pair_is_won_tied_lost_or_failed():
 def test_the_two_turns_of_a_question_are_one_value_and_a_failed_grade_is_never_scored():
     grades = ((1, 1, 10), (1, 2, 2), (2, 1, 7), (2, 2, 8), (3, 1, 4), (3, 2, None), (4, 1, None))
     rows = [answer(BASE, number, turn, rating=rating) for number, turn, rating in grades]
-    assert mt_bench.by_question(rows, "rating") == [6.0, 7.5, 4.0] and mt_bench.by_question(rows[-1:], "rating") == []
+    assert stats.by_question(rows, "rating") == {1: 6.0, 2: 7.5, 3: None, 4: None}
     assert mt_bench.mean_by(rows, "turn") == {(1,): 7.0, (2,): 5.0}
 
 
@@ -286,7 +286,7 @@ def test_a_judge_that_always_likes_the_first_answer_wins_nobody_anything(tmp_pat
     rows = TWO_ANSWERS + [answer(SFT, 1, t, f"sft {t}", category="math") for t in (1, 2)]
     pairs = mt_bench.pair_rows([MATHS], rows, [[SFT, BASE]], [])
     with FakeEndpoint(lambda prompt: 'Thoughts.\n{"better": "first", "reason": "it is first"}') as fake:
-        settings = {"model": "j", "endpoint": remote(fake.url), "temperature": 0.0, "max_tokens": 64}
+        settings = JUDGE | {"model": "j", "endpoint": remote(fake.url), "max_tokens": 64}
         judge = Judge(StubStage(tmp_path), settings)
         words = [[v.better for v in judge.ask(Comparison, [r[o] for r in pairs], "pairs")] for o in ("prompt", "turned")]
     counts = mt_bench.pair_counts([pair_outcome(*both) for both in zip(*words)])
@@ -336,10 +336,10 @@ def test_the_miniatures_references_are_right_answers(small_world):
 
 def test_the_same_grade_and_one_point_off_are_counted_apart():
     result = mt_bench.grade_agreement([5, 5, 7, 7, 2, None], [5, 6, 7, 9, None, 3])
-    assert (result["n"], result["exact"], result["within one point"]) == (4, 0.5, 0.75)
+    assert (result["n"], result["asked"], result["exact"], result["within one point"]) == (4, 6, 0.5, 0.75)
     # agree 2 of 4; by chance 5: 1/2 x 1/4, 7: 1/2 x 1/4, so 1/4; kappa (1/2 - 1/4) / (3/4) = 1/3
     assert result["kappa"] == pytest.approx(1 / 3)
-    assert mt_bench.grade_agreement([], []) == {"n": 0, "exact": None, "within one point": None, "kappa": None}
+    assert mt_bench.grade_agreement([], []) == {"n": 0, "asked": 0, "exact": None, "within one point": None, "kappa": None}
 
 
 def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_are():
@@ -358,7 +358,7 @@ def test_the_answers_graded_again_are_of_both_turns_and_never_more_than_there_ar
     ],
 )
 def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand(grades, lengths, difference, slope):
-    result = mt_bench.at_equal_length(grades, lengths, **INTERVALS)
+    result = stats.at_equal_length(grades, lengths, **INTERVALS)
     assert (result["difference"], result["slope"], result["n"]) == pytest.approx((difference, slope, 3))
     assert result["low"] <= result["difference"] <= result["high"]
 
@@ -366,9 +366,9 @@ def test_the_difference_at_equal_length_is_the_intercept_worked_out_by_hand(grad
 def test_a_gain_that_is_all_length_is_no_gain_at_equal_length():
     rng = np.random.default_rng(1)
     lengths = rng.normal(6, 3, 80)
-    result = mt_bench.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    result = stats.at_equal_length(0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
     assert result["low"] < 0 < result["high"] and result["slope"] == pytest.approx(0.5, abs=0.1)
-    result = mt_bench.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
+    result = stats.at_equal_length(2 + 0.5 * lengths + rng.normal(0, 0.5, 80), lengths, **INTERVALS)
     assert result["low"] > 1 and result["low"] < 2 < result["high"]
 
 
@@ -376,7 +376,7 @@ def test_its_interval_covers_the_truth_about_as_often_as_it_says():
     rng, covered = np.random.default_rng(2), 0
     for seed in range(120):
         lengths = rng.normal(3, 2, 60)
-        result = mt_bench.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
+        result = stats.at_equal_length(1 + 0.3 * lengths + rng.normal(0, 1, 60), lengths, 300, 0.9, seed)
         covered += result["low"] <= 1 <= result["high"]
     assert 0.8 <= covered / 120 <= 0.97
 
@@ -384,7 +384,7 @@ def test_its_interval_covers_the_truth_about_as_often_as_it_says():
 @pytest.mark.parametrize(("grades", "lengths"), [([], []), ([1], [1, 2])])
 def test_a_line_through_nothing_is_an_error(grades, lengths):
     with pytest.raises(ValueError, match=r"grades .*lengths"):
-        mt_bench.at_equal_length(grades, lengths, **INTERVALS)
+        stats.at_equal_length(grades, lengths, **INTERVALS)
 
 
 def test_differences_are_of_answers_that_both_have_a_grade():
@@ -403,7 +403,7 @@ def dialogs(text="fine", reason="so"):
 
 def test_every_answer_can_be_unfolded_and_survives_the_report():
     markup = show.answers_html(dialogs("a & b"))
-    assert clean(markup).replace('"', "'") == markup
+    assert clean_output(markup).replace('"', "'") == markup
     assert markup.count("<details") == 2 and markup.count("a &amp; b") == 8 and markup.count("failed") == 2
     assert markup.count("<b>5</b> so") == 6 and "question 2?" in markup and BASE in markup and SFT in markup
 
@@ -411,7 +411,7 @@ def test_every_answer_can_be_unfolded_and_survives_the_report():
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_answer_question_or_word_of_the_judge_is_markup(payload):
     rows = [row | {"question": payload, "category": payload, "model": payload + row["model"]} for row in dialogs(payload, payload)]
-    assert not live(show.answers_html(rows)) and not live(clean(show.answers_html(rows)))
+    assert not live(show.answers_html(rows)) and not live(clean_output(show.answers_html(rows)))
     assert show.answers_html(rows).count("<") == show.answers_html(dialogs()).count("<")
 
 

@@ -15,7 +15,7 @@ import urllib.request
 
 import pytest
 import torch
-from stub_stage import StubStage, remote
+from stub_stage import JUDGE, StubStage, remote
 from test_teacher import PROMPTS, SETTINGS
 
 from bezoar_utils.calls.judge import Judge, Verdict, judge_prompt, read_verdict
@@ -115,7 +115,7 @@ def test_two_real_servers_share_the_calls_and_answer_as_one(served, tmp_path, mo
 def test_a_real_model_that_gives_no_verdict_is_counted_and_never_scored(served, tmp_path, monkeypatch):
     folder, urls = served
     monkeypatch.setenv("TEST_KEY", "none")
-    settings = {"model": str(folder), "endpoint": remote(urls, timeout_s=60.0), "temperature": 0.0, "max_tokens": 16}
+    settings = JUDGE | {"model": str(folder), "endpoint": remote(urls, timeout_s=60.0), "max_tokens": 16}
     judge = Judge(StubStage(tmp_path), settings)
     prompts = [judge_prompt(Verdict, instruction=f"Add {n} plus 3.", response="no") for n in range(3)]
     read = [read_verdict(Verdict, reply) for reply in judge.reply(prompts, "verdicts")]

@@ -151,6 +151,12 @@ def test_a_file_that_does_not_hold_metrics_is_named_in_one_line(tmp_path, text):
     assert "\n" not in str(error.value)
 
 
+def test_metrics_that_say_how_many_were_asked_for_are_read_beside_older_ones_that_do_not(tmp_path):
+    metrics = {"50_dpo/old": metric(0.5), "50_dpo/new": metric(0.5) | {"asked": 400}}
+    files.write_json(tmp_path / "metrics.json", metrics)
+    assert read_metrics(tmp_path / "metrics.json") == metrics and compare(metrics, metrics).problems == []
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_unit_a_chapter_measures_in_has_a_tolerance(stage):
     cells = [c for c in nbformat.read(CODE / "notebooks" / f"{stage}.ipynb", 4).cells if c.cell_type == "code"]

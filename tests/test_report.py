@@ -9,9 +9,10 @@ from bs4 import BeautifulSoup
 from small_report import chart, claim, rendered, write_run
 
 from bezoar_utils.report import pages, show
-from bezoar_utils.report.clean import clean, clean_output, clean_prose
+from bezoar_utils.report.clean import clean_output, clean_prose
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES
+from bezoar_utils.study.stage import Stage
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -62,26 +63,27 @@ def live(markup):
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_nothing_live_survives_cleaning(payload):
     assert live(payload) or payload.startswith("$"), "without cleaning it would be live"
-    assert not live(clean(payload))
+    assert not live(clean_output(payload))
 
 
 @pytest.mark.parametrize(
     "markup",
     [
-        '<h2>T</h2><table><tbody><tr><td>a</td></tr></tbody></table><a href="https://arxiv.org/abs/1">p</a>',
+        '<h2 id="to-t">T</h2><div class="scroll"><table><tbody><tr><td>a</td></tr></tbody></table></div>',
+        '<a href="https://arxiv.org/abs/1">p</a>',
         '<img alt="a chart" src="data:image/png;base64,AAAA"/>',
         f'<a download="answers-found.csv" href="{CSV}YSxiCg==">data (csv)</a>',
     ],
 )
 def test_tables_headings_links_and_embedded_figures_survive_cleaning(markup):
-    assert clean(markup) == markup
+    assert clean_prose(markup) == markup
 
 
 @pytest.mark.parametrize("attribute", ["href", "download"])
 def test_a_download_lives_or_dies_as_a_pair(attribute):
     whole = {"href": f"{CSV}YQ==", "download": "x.csv"}
     half = {attribute: whole[attribute]}
-    assert clean("<a {}>x</a>".format(" ".join(f'{k}="{v}"' for k, v in half.items()))) == "<a>x</a>"
+    assert clean_output("<a {}>x</a>".format(" ".join(f'{k}="{v}"' for k, v in half.items()))) == "<a>x</a>"
 
 
 def test_an_output_has_no_heading_and_no_id():
@@ -194,11 +196,39 @@ def test_a_report_of_nothing_is_a_clear_error(tmp_path, monkeypatch):
         pages.write_report("none")
 
 
+@pytest.fixture
+def stage(tmp_path):
+    return Stage("50_dpo", "mine", {"seed": 1, "intervals": {"samples": 50, "confidence": 0.9}}, tmp_path, reads=None)
+
+
+def test_a_number_that_rests_on_fewer_values_than_were_asked_for_says_so(stage):
+    number = show.measured(stage, "rate", [1.0, None, 0.0, float("nan")], "share of replies")
+    assert (stage.metrics["rate"]["value"], stage.metrics["rate"]["n"], stage.metrics["rate"]["asked"]) == (0.5, 2, 4)
+    assert show.interval(*number).endswith("] (n = 2 of 4)")
+    row = BeautifulSoup(show.table_html([{"rate": 0.5, **stage.metrics["rate"]}]), "html.parser")
+    assert "2 of 4" in [cell.get_text() for cell in row.find_all("td")] and "asked" not in row.get_text()
+
+
+def test_a_number_that_rests_on_all_values_says_nothing(stage):
+    number = show.measured(stage, "rate", [1.0, 0.0], "share of replies")
+    assert show.interval(*number).endswith("]") and "of" not in show.table_html([{"n": 2, "asked": 2}, {"n": 2}])
+    stage.measure("rows", 7, unit="rows")
+    assert stage.metrics["rows"] == {"value": 7, "low": None, "high": None, "n": None, "unit": "rows"}
+
+
+def test_a_chart_on_page_one_says_of_how_many_replies_its_bars_are(stage):
+    for name, replies in (("OpenBezoar-HH-RLHF-SFT", [1.0, 0.0]), ("OpenBezoar-HH-RLHF-DPO", [1.0, None])):
+        show.measured(stage, f"preferred_rate_{name}", replies, "share of replies")
+    record = {"metrics": stage.metrics, "parameters": stage.parameters, "seed": 1}
+    (figure,) = pages.headline_figures({"50_dpo": record})
+    assert "n = 2 and 1 of 2" in figure
+
+
 def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "RUNS", tmp_path)
     write_run(tmp_path, "mine", stages=("90_findings",))
     numbers = {"difference": 0.1, "low": -0.1, "high": 0.3, "verdict": "not shown"}
-    files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim(claim="<b>", **numbers)])
+    files.write_json(tmp_path / "mine" / "90_findings" / "claims.json", [claim(claim="<b>", **numbers, asked=12)])
     files.write_json(tmp_path / "mine" / "90_findings" / "not_reproduced.json", [{"what": "<i>", "why": "because"}])
     record = files.read_json(tmp_path / "mine" / "90_findings" / "stage.json")
     record |= {"counts": {"tokens": 1, "calls": 2, "cost_usd": 0.5}, "notes": {"unanswered": {"500": 3, "too long": 1}}}
@@ -206,6 +236,7 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
     assert "no answer" in text and "3 (500), 1 (too long)" in text
     assert "&lt;b&gt;" in text and "&lt;i&gt;" in text and "<b></td>" not in text
     assert 'class="verdict not-shown"' in text and "+0.10 [-0.10, +0.30]" in text and "<td>0.50</td>" in text
+    assert "<td>9 of 12</td>" in text and "(n = 9 of 12)" in pages.results_table([claim(asked=12)], 0.9)
 
 
 def test_the_committed_reference_is_small_complete_and_what_the_readme_says():
@@ -246,7 +277,7 @@ def tokens(markup):
 @pytest.mark.parametrize("response", ["Kalo", "naïve 中🙂\n\nyes", "a <b>\u202e"])
 def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, response):
     prompt = "### Instruction:\nWho?\n\n### Response:"
-    markup = clean(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
+    markup = clean_output(show.labels_html(tokenizer, collated(tokenizer, prompt, [response, "long " * 40]), rows=1))
     text = {role: "".join(t for r, t in tokens(markup) if r == role).replace("↵\n", "\n") for role in show.SIGNS}
     assert (text["context"], text["trained"]) == (prompt, response)
     assert text["start"] == tokenizer.bos_token and text["end"] == tokenizer.eos_token
@@ -259,8 +290,8 @@ def test_labels_are_shown_token_by_token_and_survive_the_report(tokenizer, respo
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_no_token_is_markup(tokenizer, payload):
     markup = show.labels_html(tokenizer, collated(tokenizer, payload, [payload]))
-    assert not live(markup) and not live(clean(markup))
-    assert "".join(text for role, text in tokens(clean(markup)) if role == "trained") == payload
+    assert not live(markup) and not live(clean_output(markup))
+    assert "".join(text for role, text in tokens(clean_output(markup)) if role == "trained") == payload
 
 
 def test_the_style_sheet_knows_every_role():

@@ -5,7 +5,16 @@ import re
 import pytest
 
 from bezoar_utils.evaluation import claims
-from bezoar_utils.evaluation.stats import agreement, bootstrap_mean, compare, no_loss_verdict, over_seeds, verdict
+from bezoar_utils.evaluation.stats import (
+    agreement,
+    bootstrap_mean,
+    by_question,
+    compare,
+    counted,
+    no_loss_verdict,
+    over_seeds,
+    verdict,
+)
 from bezoar_utils.study.profile import CODE
 
 INTERVALS = {"samples": 500, "confidence": 0.95, "seed": 0}
@@ -36,15 +45,15 @@ def test_items_are_paired_by_key_whatever_their_order():
     before, after = {"a": 1.0, "b": 5.0, "c": 2.0}, {"c": 3.0, "a": 1.5, "b": 4.0}
     row = compare(before, after, **INTERVALS)
     assert row == compare(before, dict(sorted(after.items())), **INTERVALS)
-    assert (row["n"], row["unpaired"], row["difference"]) == (3, 0, pytest.approx(0.5 / 3))
+    assert (row["n"], row["asked"], row["difference"]) == (3, 3, pytest.approx(0.5 / 3))
 
 
 @pytest.mark.parametrize("missing", [{"b": None}, {"b": float("nan")}, {}])
 def test_an_item_without_a_value_on_either_side_is_left_out_and_counted(missing):
     row = compare({"a": 1.0, "b": 9.0, "c": 0.0}, {"a": 2.0, "c": 0.0} | missing, **INTERVALS)
-    assert (row["n"], row["unpaired"], row["before"], row["after"], row["difference"]) == (2, 1, 0.5, 1.0, 0.5)
+    assert (row["n"], row["asked"], row["before"], row["after"], row["difference"]) == (2, 3, 0.5, 1.0, 0.5)
     row = compare({"a": 1.0} | missing, {"a": 2.0, "b": 9.0, "c": 0.0}, **INTERVALS)
-    assert (row["n"], row["unpaired"], row["difference"]) == (1, 2, 1.0)
+    assert (row["n"], row["asked"], row["difference"]) == (1, 3, 1.0)
 
 
 def test_sides_without_a_common_item_are_refused():
@@ -80,7 +89,8 @@ def test_agreement_is_cohens_kappa_worked_out_by_hand():
     first = ["Accept"] * 25 + ["Reject"] * 25
     second = ["Accept"] * 20 + ["Reject"] * 5 + ["Accept"] * 10 + ["Reject"] * 15
     # agree 35 of 50 = 0.7; by chance 0.5 * 0.6 + 0.5 * 0.4 = 0.5; kappa (0.7 - 0.5) / (1 - 0.5) = 0.4
-    assert agreement(first, second) == {"n": 50, "agree": pytest.approx(0.7), "kappa": pytest.approx(0.4), "flips": 15}
+    result = {"n": 50, "asked": 50, "agree": pytest.approx(0.7), "kappa": pytest.approx(0.4), "flips": 15}
+    assert agreement(first, second) == result
 
 
 def test_kappa_equals_its_definition_on_random_words():
@@ -93,18 +103,19 @@ def test_kappa_equals_its_definition_on_random_words():
         chance = sum(sum(a == w for a, _ in both) * sum(b == w for _, b in both) for w in "abc") / n**2
         result = agreement(first, second)
         assert result["kappa"] == pytest.approx((seen - chance) / (1 - chance))
-        assert (result["n"], result["agree"], result["flips"]) == (n, pytest.approx(seen), sum(a != b for a, b in both))
+        assert (result["n"], result["asked"], result["flips"]) == (n, 60, sum(a != b for a, b in both))
+        assert result["agree"] == pytest.approx(seen)
 
 
-NO_KAPPA = {"n": 0, "agree": None, "kappa": None, "flips": 0}
+NO_KAPPA = {"n": 0, "asked": 0, "agree": None, "kappa": None, "flips": 0}
 
 
 @pytest.mark.parametrize(
     ("first", "second", "result"),
     [
-        (["A", None, "R", None], ["A", "R", None, None], NO_KAPPA | {"n": 1, "agree": 1.0}),
-        (["A"] * 5, ["A"] * 5, NO_KAPPA | {"n": 5, "agree": 1.0}),
-        ([None], ["A"], NO_KAPPA),
+        (["A", None, "R", None], ["A", "R", None, None], NO_KAPPA | {"n": 1, "asked": 4, "agree": 1.0}),
+        (["A"] * 5, ["A"] * 5, NO_KAPPA | {"n": 5, "asked": 5, "agree": 1.0}),
+        ([None], ["A"], NO_KAPPA | {"asked": 1}),
         ([], [], NO_KAPPA),
     ],
 )
@@ -169,8 +180,8 @@ def test_a_failed_judgement_leaves_its_question_out_of_both_sides_and_is_counted
     grades[0]["rating"] = sampled[0]["preferred"] = None
     del scores[-1], scores[5]
     by_id = verdicts(scores, ablation, sampled, grades)
-    counts = {name: (row["n"], row["unpaired"]) for name, row in by_id.items() if row["unpaired"]}
-    assert counts == {"sft_over_base": (199, 1), "dpo_preferred": (199, 1), "chat_sft_over_base": (99, 1)}
+    counts = {name: counted(row["n"], row["asked"]) for name, row in by_id.items() if row["n"] < row["asked"]}
+    assert counts == {"sft_over_base": "199 of 200", "dpo_preferred": "199 of 200", "chat_sft_over_base": "99 of 100"}
 
 
 def test_a_question_asked_twice_is_two_items():
@@ -189,7 +200,8 @@ def test_a_claim_that_the_profile_measures_nothing_for_is_listed_as_such_and_has
 def test_the_two_turns_of_a_question_count_as_one_grade():
     grades = [{"model": "m", "question_id": q, "rating": r} for q, r in ((7, 2), (7, 4), (3, 9), (3, None), (5, 1), (5, 1))]
     other = {"model": "other", "question_id": 7, "rating": 10}
-    assert claims.question_grades([*grades, other], "m") == {7: 3.0, 3: None, 5: 1.0}
+    assert by_question(grades, "rating") == {7: 3.0, 3: None, 5: 1.0}
+    assert claims.values("61_mt_bench", "rating", "m", [*grades, other]) == {7: 3.0, 3: None, 5: 1.0}
 
 
 GRADES = [{"model": "base", "question_id": q, "rating": r} for q, r in ((1, 2), (1, 4), (2, None), (2, 9))]
@@ -202,8 +214,9 @@ def test_our_side_of_the_papers_tables_has_an_interval_and_leaves_failures_out()
         {"samples": 200, "confidence": 0.95},
         0,
     )
-    assert ours["t/acc/base"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "unit": "share"}
-    assert (ours["two-turn grade/base"]["value"], ours["two-turn grade/base"]["n"]) == (3.0, 1)
+    assert ours["t/acc/base"] == {"value": 0.5, "low": 0.0, "high": 1.0, "n": 2, "asked": 2, "unit": "share"}
+    grade = ours["two-turn grade/base"]
+    assert (grade["value"], counted(grade["n"], grade["asked"])) == (3.0, "1 of 2")
 
 
 def test_what_the_paper_says_is_filled_from_a_csv_and_else_empty(tmp_path):

@@ -22,7 +22,7 @@ def compare(scores: list[dict], question: str, own: str, metric: str, intervals:
     """One row per variant of `question`, against the recipe's `own`, paired by seed and item: `stats.compare`'s numbers.
 
     With one seed the interval is a bootstrap over items; with more it is Student's over the seeds' mean differences, which
-    also covers how a training's luck moves a result. Items without a value on either side are left out and counted.
+    also covers how a training's luck moves a result. Items without a value on a side are left out: `n` of `asked`.
     """
     values: dict[str, dict] = {}
     for row in scores:
@@ -49,7 +49,7 @@ def sentence(row: dict) -> str:
     outcome = {"shown": "higher", "opposite": "lower", "not shown": "not shown to differ"}[
         stats.verdict(row["difference"], row["low"], row["high"])
     ]
-    over = f"{row['seeds']} seeds" if row["seeds"] > 1 else f"{row['n']} items, one seed"
+    over = f"{row['seeds']} seeds" if row["seeds"] > 1 else f"{stats.counted(row['n'], row['asked'])} items, one seed"
     return (
         f"{row['variant']} against {row['against']}: {row['metric'].replace('_', ' ')} {row['after']:.2f} and {row['before']:.2f}, "
         f"{row['difference']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}] over {over}: {outcome}."

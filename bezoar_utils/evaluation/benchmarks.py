@@ -215,22 +215,16 @@ def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, s
             numbers = stats.compare(values[task, metric][before], values[task, metric][after], **intervals, seed=seed)
             word = words[stats.verdict(numbers["difference"], numbers["low"], numbers["high"])]
             row = {"task": task, "metric": metric, "before": before, "after": after}
-            rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "unpaired")} | {"verdict": word})
+            rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "asked")} | {"verdict": word})
     return rows
 
 
-def calibration(means: dict[tuple[str, str], tuple[float, float, float]]) -> list[dict]:
-    """OpenLLaMA's published rows beside ours of the base: `means` maps (task, metric) to (mean, low, high)."""
+def calibration(means: dict[tuple[str, str], tuple]) -> list[dict]:
+    """OpenLLaMA's published rows beside ours of the base: `means` maps (task, metric) to (mean, low, high), maybe with counts."""
     return [
-        {
-            "task": task,
-            "metric": metric,
-            "published": value,
-            "ours": ours[0],
-            "low": ours[1],
-            "high": ours[2],
-            "inside": ours[1] <= value <= ours[2],
-        }
+        {"task": task, "metric": metric, "published": value}
+        | dict(zip(("ours", "low", "high", "n", "asked"), ours))
+        | {"inside": ours[1] <= value <= ours[2]}
         for task, metrics in PUBLISHED.items()
         for metric, value in metrics.items()
         if (ours := means.get((task, metric)))

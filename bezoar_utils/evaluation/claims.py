@@ -98,7 +98,7 @@ def test_all(claims: list[dict], tables: dict[str, list[dict]], intervals: dict,
 def values(chapter: str, measure: str, side: str, rows: list[dict]) -> dict:
     """item key -> what a chapter's rows say of one side: a model, or one of chapter 75's conditions."""
     if chapter == "61_mt_bench":
-        return question_grades(rows, side)
+        return stats.by_question([row for row in rows if row["model"] == side], "rating")
     if chapter == "50_dpo":
         return _by_key([(row["question"], row[measure]) for row in rows if row["model"] == side])
     name = "condition" if chapter == "75_filter" else "model"
@@ -116,32 +116,20 @@ def _by_key(items: list[tuple]) -> dict:
     return by_key
 
 
-def question_grades(grades: list[dict], model: str) -> dict[int, float | None]:
-    """question_id -> the mean grade of its turns, which are not independent; None where a grade of a turn failed."""
-    turns: dict[int, list] = {}
-    for row in grades:
-        if row["model"] == model:
-            turns.setdefault(row["question_id"], []).append(row["rating"])
-    return {
-        question: None if any(r is None or r != r for r in ratings) else sum(ratings) / len(ratings)
-        for question, ratings in turns.items()
-    }
-
-
 def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int) -> dict[str, dict]:
     """What the paper's tables would hold, as measured here: `task/metric/model` and `two-turn grade/model`, each with value,
-    interval, n and unit."""
-    by_name: dict[str, list[float]] = {}
+    interval, n of asked, and unit."""
+    by_name: dict[str, list] = {}
     for row in scores:
         by_name.setdefault(f"{row['task']}/{row['metric']}/{row['model']}", []).append(row["value"])
     for model in dict.fromkeys(row["model"] for row in grades):
-        graded = [grade for grade in question_grades(grades, model).values() if grade is not None]
-        by_name |= {f"two-turn grade/{model}": graded} if graded else {}
+        by_name[f"two-turn grade/{model}"] = [*values("61_mt_bench", "rating", model, grades).values()]
     rows = {}
-    for name, measured in by_name.items():
-        mean, low, high = stats.bootstrap_mean(measured, **intervals, seed=seed)
-        unit = "grade" if max(measured) > 1 else "share"
-        rows[name] = {"value": mean, "low": low, "high": high, "n": len(measured), "unit": unit}
+    for name, asked in by_name.items():
+        if measured := [value for value in asked if stats.is_measured(value)]:
+            mean, low, high = stats.bootstrap_mean(measured, **intervals, seed=seed)
+            unit = "grade" if max(measured) > 1 else "share"
+            rows[name] = {"value": mean, "low": low, "high": high, "n": len(measured), "asked": len(asked), "unit": unit}
     return rows
 
 
@@ -155,17 +143,8 @@ def paper_and_ours(ours: dict[str, dict], values_of_paper: list[dict]) -> list[d
             why = "not measured in this run"
         elif not theirs:
             why = "the paper's value is not known to us"
-        rows.append(
-            {
-                "measure": name,
-                "paper": theirs.get("value"),
-                "mark": theirs.get("mark", "U"),
-                "ours": own.get("value"),
-                "low": own.get("low"),
-                "high": own.get("high"),
-                "n": own.get("n"),
-                "difference": own["value"] - theirs["value"] if own and theirs else None,
-                "why": f"{why} ({theirs['source']})" if theirs else why,
-            }
-        )
+        row = {"measure": name, "paper": theirs.get("value"), "mark": theirs.get("mark", "U"), "ours": own.get("value")}
+        row |= {key: own.get(key) for key in ("low", "high", "n", "asked")}
+        row |= {"difference": own["value"] - theirs["value"] if own and theirs else None}
+        rows.append(row | {"why": f"{why} ({theirs['source']})" if theirs else why})
     return rows

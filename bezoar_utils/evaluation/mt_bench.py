@@ -5,7 +5,6 @@ two turns of a question are not independent, so every interval here is over ques
 """
 
 import random
-from pathlib import Path
 from typing import Annotated
 
 from annotated_types import Len
@@ -15,7 +14,6 @@ from ..calls.judge import Comparison, Grade, judge_prompt
 from ..data import sources
 from ..data.sources import SourceError
 from ..data.template import clean_response, render_prompt
-from ..study import files
 from ..training.generation import generate
 from . import stats
 
@@ -103,11 +101,6 @@ def _unique(rows: list[dict], what: str) -> dict[int, dict]:
 # ---------------------------------------------------------------------------------------------------------------- answers
 
 
-def kept_answers(folder: Path, key: list, answer) -> list[dict]:
-    """The rows of `answer()`, from `folder` if they were finished there under the same key (of plain values)."""
-    return files.kept_json(folder / f"{files.sha256_json(key)}.json", answer)
-
-
 def answer_questions(model, tokenizer, questions: list[dict], settings: dict, seed: int, progress=None) -> list[dict]:
     """One row per question and turn; the model's own first answer is the history of the second turn.
 
@@ -117,14 +110,8 @@ def answer_questions(model, tokenizer, questions: list[dict], settings: dict, se
     histories = [[(q["turns"][0], answer)] for q, (answer, _) in zip(questions, first)]
     second = _turn(model, tokenizer, questions, histories, 1, settings, seed, progress)
     return [
-        {
-            "question_id": question["question_id"],
-            "category": question["category"],
-            "turn": turn,
-            "question": question["turns"][turn - 1],
-            "answer": answer,
-            "ended": ended,
-        }
+        {"question_id": question["question_id"], "category": question["category"], "turn": turn}
+        | {"question": question["turns"][turn - 1], "answer": answer, "ended": ended}
         for question, *both in zip(questions, first, second)
         for turn, (answer, ended) in enumerate(both, 1)
     ]
@@ -230,21 +217,12 @@ def pair_counts(rows: list[dict]) -> dict:
 # ---------------------------------------------------------------------------------------------------------------- numbers
 
 
-def by_question(rows: list[dict], column: str) -> list[float]:
-    """The mean of `column` for each question that has a value at all, in the questions' order."""
-    return list(_means(rows, column, "question_id").values())
-
-
 def mean_by(rows: list[dict], *keys: str) -> dict[tuple, float]:
     """Mean rating over graded rows for each value of `keys`."""
-    return _means(rows, "rating", *keys)
-
-
-def _means(rows: list[dict], column: str, *keys: str) -> dict[tuple, float]:
     groups: dict[tuple, list[float]] = {}
     for row in rows:
-        if row[column] is not None:
-            groups.setdefault(tuple(row[key] for key in keys), []).append(row[column])
+        if row["rating"] is not None:
+            groups.setdefault(tuple(row[key] for key in keys), []).append(row["rating"])
     return {key: sum(values) / len(values) for key, values in groups.items()}
 
 
@@ -254,55 +232,17 @@ def some_places(n: int, most: int, seed: int) -> list[int]:
 
 
 def grade_agreement(first: list[int | None], second: list[int | None]) -> dict:
-    """How two grades of the same answers agree: n, exact (share), within one point (share), Cohen's kappa of the exact ones."""
+    """How two grades of the same answers agree: n of asked, exact (share), within one point (share), Cohen's kappa of the exact
+    ones."""
     exact = stats.agreement(first, second)
     distances = [abs(a - b) for a, b in zip(first, second) if a is not None and b is not None]
     near = sum(distance <= 1 for distance in distances) / len(distances) if distances else None
-    return {"n": exact["n"], "exact": exact["agree"], "within one point": near, "kappa": exact["kappa"]}
-
-
-def words(text: str) -> int:
-    return len(text.split())
+    counts = {name: exact[name] for name in ("n", "asked")}
+    return counts | {"exact": exact["agree"], "within one point": near, "kappa": exact["kappa"]}
 
 
 def differences(answers: list[dict], model: str, against: str) -> tuple[list[float], list[float]]:
-    """(grades, words): how much `model` has more than `against`, per question, over the turns for which both have a grade."""
-    rows = {name: {(r["question_id"], r["turn"]): r for r in answers if r["model"] == name} for name in (model, against)}
-    grades = [{key: row["rating"] for key, row in rows[name].items()} for name in (against, model)]
-    differing = [
-        {
-            "question_id": key[0],
-            "grade": after - before,
-            "words": words(rows[model][key]["answer"]) - words(rows[against][key]["answer"]),
-        }
-        for key, (before, after) in stats.pair(*grades).items()
-    ]
-    return by_question(differing, "grade"), by_question(differing, "words")
-
-
-def at_equal_length(grades: list[float], lengths: list[float], samples: int, confidence: float, seed: int) -> dict:
-    """The grade difference two models would have at equal length, if a line of grade on length differences holds.
-
-    Least squares: grade difference = difference + slope x word difference, so `difference` is the intercept. `low` and
-    `high` are its percentile bootstrap over questions. Where all length differences are equal, the slope is 0.
-    Raises ValueError for lists of unequal length or none.
-    """
-    import numpy as np
-
-    y, x = np.asarray(grades, dtype=float), np.asarray(lengths, dtype=float)
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"a line needs as many grades as lengths and at least one, got {len(y)} and {len(x)}")
-    difference, slope = _line(y, x)
-    draws = np.random.default_rng(seed).integers(0, len(x), (samples, len(x)))
-    low, high = np.quantile(_line(y[draws], x[draws])[0], [(1 - confidence) / 2, (1 + confidence) / 2])
-    return {"difference": float(difference), "low": float(low), "high": float(high), "slope": float(slope), "n": len(x)}
-
-
-def _line(y, x):
-    """(intercept, slope) of least squares along the last axis."""
-    import numpy as np
-
-    across = x - x.mean(-1, keepdims=True)
-    spread = (across**2).sum(-1)
-    slope = (across * y).sum(-1) / np.where(spread > 0, spread, 1)
-    return y.mean(-1) - slope * x.mean(-1), slope
+    """(grades, words): how much `model` has more than `against`, per question of which both have all grades."""
+    sides = [[r | {"words": len(r["answer"].split())} for r in answers if r["model"] == name] for name in (against, model)]
+    grades, words = (stats.pair(*(stats.by_question(side, column) for side in sides)) for column in ("rating", "words"))
+    return [after - before for before, after in grades.values()], [words[q][1] - words[q][0] for q in grades]

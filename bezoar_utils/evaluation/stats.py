@@ -13,18 +13,32 @@ def bootstrap_mean(values: list[float], samples: int, confidence: float, seed: i
     return float(data.mean()), float(low), float(high)
 
 
-def pair(before: dict, after: dict) -> dict:
-    """item key -> (value before, value after), in the order of `before`, of the items that have a value on both sides.
+def is_measured(value) -> bool:
+    """None and NaN are measurements that failed."""
+    return value is not None and value == value
 
-    A value of None or NaN is a measurement that failed.
-    """
-    measured = [{key: v for key, v in side.items() if v is not None and v == v} for side in (before, after)]
-    return {key: (value, measured[1][key]) for key, value in measured[0].items() if key in measured[1]}
+
+def counted(n, asked=None):
+    """How many values a number rests on, and of how many where some are missing: 200, or "190 of 200"."""
+    return f"{n} of {asked}" if asked and n < asked else n
+
+
+def by_question(rows: list[dict], column: str) -> dict[int, float | None]:
+    """question_id -> the mean of `column` over its turns, which are not independent; None where that of a turn is missing."""
+    turns: dict[int, list] = {}
+    for row in rows:
+        turns.setdefault(row["question_id"], []).append(row[column])
+    return {question: sum(values) / len(values) if all(map(is_measured, values)) else None for question, values in turns.items()}
+
+
+def pair(before: dict, after: dict) -> dict:
+    """item key -> (value before, value after), in the order of `before`, of the items that have a value on both sides."""
+    return {key: (value, after[key]) for key, value in before.items() if is_measured(value) and is_measured(after.get(key))}
 
 
 def compare(before: dict, after: dict, samples: int, confidence: float, seed: int) -> dict:
     """The same items measured twice, each side as item key -> value: their means `before` and `after`, the mean `difference`
-    with `low` and `high` (percentile bootstrap over items), `n` pairs, and `unpaired` items that lack a value on a side.
+    with `low` and `high` (percentile bootstrap over items), and `n` pairs of the items `asked` on either side.
 
     Raises ValueError when no item has a value on both sides.
     """
@@ -37,7 +51,7 @@ def compare(before: dict, after: dict, samples: int, confidence: float, seed: in
         "low": low,
         "high": high,
         "n": len(pairs),
-        "unpaired": len(before.keys() | after.keys()) - len(pairs),
+        "asked": len(before.keys() | after.keys()),
     }
 
 
@@ -56,8 +70,36 @@ def over_seeds(values: list[float], confidence: float) -> tuple[float, float, fl
     return mean, mean - reach, mean + reach
 
 
+def at_equal_length(grades: list[float], lengths: list[float], samples: int, confidence: float, seed: int) -> dict:
+    """The grade difference two models would have at equal length, if a line of grade on length differences holds.
+
+    Least squares: grade difference = difference + slope x word difference, so `difference` is the intercept. `low` and
+    `high` are its percentile bootstrap over questions. Where all length differences are equal, the slope is 0.
+    Raises ValueError for lists of unequal length or none.
+    """
+    import numpy as np
+
+    y, x = np.asarray(grades, dtype=float), np.asarray(lengths, dtype=float)
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"a line needs as many grades as lengths and at least one, got {len(y)} and {len(x)}")
+    difference, slope = _line(y, x)
+    draws = np.random.default_rng(seed).integers(0, len(x), (samples, len(x)))
+    low, high = np.quantile(_line(y[draws], x[draws])[0], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return {"difference": float(difference), "low": float(low), "high": float(high), "slope": float(slope), "n": len(x)}
+
+
+def _line(y, x):
+    """(intercept, slope) of least squares along the last axis."""
+    import numpy as np
+
+    across = x - x.mean(-1, keepdims=True)
+    spread = (across**2).sum(-1)
+    slope = (across * y).sum(-1) / np.where(spread > 0, spread, 1)
+    return y.mean(-1) - slope * x.mean(-1), slope
+
+
 def agreement(first: list[str | None], second: list[str | None]) -> dict:
-    """How two judges' words on the same rows agree: n (rows with a word from both), share, Cohen's kappa, flips.
+    """How two judges' words on the same rows agree: n (rows with a word from both, of `asked`), share, Cohen's kappa, flips.
 
     Kappa is agreement beyond chance: 1 perfect, 0 what chance gives. It is None where both gave one and the same word
     to all rows, because then chance explains everything.
@@ -67,7 +109,8 @@ def agreement(first: list[str | None], second: list[str | None]) -> dict:
     both = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
     flips = sum(a != b for a, b in both)
     kappa = float(cohen_kappa_score(*zip(*both))) if len({word for words in both for word in words}) > 1 else None
-    return {"n": len(both), "agree": 1 - flips / len(both) if both else None, "kappa": kappa, "flips": flips}
+    share = 1 - flips / len(both) if both else None
+    return {"n": len(both), "asked": len(first), "agree": share, "kappa": kappa, "flips": flips}
 
 
 def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -> str:

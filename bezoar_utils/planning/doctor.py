@@ -53,11 +53,8 @@ def arithmetic(profile: Profile) -> tuple[str, str]:
         chosen = precision.choose(profile.precision, device)
     except precision.PrecisionError as error:
         return MISSING, str(error)
-    kernels = (
-        "AVX2 kernels, the same numbers on every x86-64 processor; "
-        if precision.same_kernels(profile.precision, precision.cpu_flags())
-        else ""
-    )
+    same = precision.same_kernels(profile.precision, precision.cpu_flags())
+    kernels = "AVX2 kernels, the same numbers on every x86-64 processor; " if same else ""
     native = "native" if device.bfloat16 else "not native"
     if chosen.why == precision.EMULATED:
         return NOTE, f"{chosen.dtype} ({chosen.why})"

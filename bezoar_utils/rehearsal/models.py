@@ -74,7 +74,7 @@ def write_model(name: str, folder: Path, teaches: bool = False) -> None:
 
 
 def write_around(name: str, own: Path, folder: Path) -> None:
-    """A stand-in of random weights around a real tokenizer, whose files lie in `own`: what it says means nothing, its ids are real."""
+    """A stand-in of random weights around a real tokenizer, whose files lie in `own`: what it says means nothing."""
     import shutil
 
     import torch

@@ -81,12 +81,8 @@ def question(rng: random.Random, number: int) -> dict:
     category = MT_BENCH[number % len(MT_BENCH)]
     known = category in ("reasoning", "math", "coding")
     turns = [instruction(rng), instruction(rng)]
-    return {
-        "question_id": 81 + number,
-        "category": category,
-        "turns": turns,
-        "reference": [answer(rng), answer(rng)] if known else [],
-    }
+    references = [answer(rng), answer(rng)] if known else []
+    return {"question_id": 81 + number, "category": category, "turns": turns, "reference": references}
 
 
 def reference(rng: random.Random, number: int) -> dict:
@@ -181,17 +177,9 @@ def truthfulqa(rng, number):
 
 def wic(rng, number):
     word = rng.choice(WORDS)
-    return {
-        "word": word,
-        "sentence1": f"{word} {words(rng, 3, 6)}",
-        "sentence2": f"{word} {words(rng, 3, 6)}",
-        "start1": 0,
-        "start2": 0,
-        "end1": len(word),
-        "end2": len(word),
-        "idx": number,
-        "label": number % 2,
-    }
+    sentences = {f"sentence{n}": f"{word} {words(rng, 3, 6)}" for n in (1, 2)}
+    places = {"start1": 0, "start2": 0, "end1": len(word), "end2": len(word)}
+    return {"word": word} | sentences | places | {"idx": number, "label": number % 2}
 
 
 def winogrande(rng, number):

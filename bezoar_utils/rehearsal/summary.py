@@ -4,11 +4,11 @@ import math
 import re
 from pathlib import Path
 
-from ..planning.preflight import hub_models, models_of
+from ..planning.preflight import hub_models, local_models
 from ..report import pages
 from ..run import clock
 from ..study import files
-from ..study.profile import REHEARSAL, ROOT, Profile
+from ..study.profile import REHEARSAL, Profile
 from ..study.stage import RUNS, finished_records
 from . import models, rows, shrink
 from .habits import habits_of
@@ -63,18 +63,15 @@ def shapes(folder: Path) -> list[dict]:
     import pyarrow.parquet as pq
     from safetensors import safe_open
 
-    found = []
+    found = {}
     for path in sorted(folder.rglob("*.parquet")):
         schema = pq.read_metadata(path)
-        found.append(
-            {"artifact": f"{folder.name}/{path.relative_to(folder)}", "shape": f"{schema.num_rows} rows x {schema.num_columns}"}
-        )
+        found[path] = f"{schema.num_rows} rows x {schema.num_columns}"
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as weights:
             shape = [weights.get_slice(key).get_shape() for key in weights.keys()]  # noqa: SIM118 no mapping
-        values = sum(map(math.prod, shape))
-        found.append({"artifact": f"{folder.name}/{path.relative_to(folder)}", "shape": f"{len(shape)} tensors, {values:,} values"})
-    return found
+        found[path] = f"{len(shape)} tensors, {sum(map(math.prod, shape)):,} values"
+    return [{"artifact": f"{folder.name}/{path.relative_to(folder)}", "shape": shape} for path, shape in found.items()]
 
 
 def dropped(folder: Path, record: dict) -> list[dict]:
@@ -98,20 +95,18 @@ def said_to_stderr(folder: Path) -> list[dict]:
 
 
 def stand_ins(profile: Profile) -> list[dict]:
-    values = profile.model_dump(mode="json")
-    found = []
-    local = dict.fromkeys(model for _, model, _ in models_of(profile) if (ROOT / model).is_dir())
-    found += [{"real": name, "stand-in": "itself, whole: a folder here"} for name in local]
-    for name in hub_models(profile):
-        habits = habits_of(name)
+    values, found = profile.model_dump(mode="json"), {}
+    found |= {str(path): "itself, whole: it lies here" for path in local_models(profile).values()}
+    for model in hub_models(profile):
+        habits = habits_of(model)
         family = f"{habits.kind} with its tokenizer's habits" if habits else "llama, for its family is not known here"
-        found.append({"real": name, "stand-in": f"{family}, {models.HIDDEN} wide, not trained"})
+        found[model] = f"{family}, {models.HIDDEN} wide, not trained"
     for place, source in shrink.sources(values).items():
         if source["hub"]:
-            found.append({"real": f"{source['hub']} ({place})", "stand-in": "made-up rows in its columns, or your own first ones"})
+            found[f"{source['hub']} ({place})"] = "made-up rows in its columns, or your own first ones"
     for place, one in shrink.remote_endpoints(values).items():
-        found.append({"real": f"{one['model']} ({place})", "stand-in": "a local server that answers at random, in form"})
-    return found
+        found[f"{one['model']} ({place})"] = "a local server that answers at random, in form"
+    return [{"real": real, "stand-in": stand_in} for real, stand_in in found.items()]
 
 
 def fallbacks(values: dict) -> list[str]:

@@ -9,6 +9,7 @@ import html
 from pathlib import Path
 
 from ..data.template import DEFAULT_SYSTEM, TEMPLATE
+from ..evaluation.stats import counted
 from ..study import files
 from ..study.profile import flat
 
@@ -85,7 +86,7 @@ def _measured(metrics: dict[str, dict]) -> list[list]:
     rows = []
     for metric, m in metrics.items():
         interval = None if m["low"] is None else f"[{m['low']:.4g}, {m['high']:.4g}]"
-        rows.append([metric, f"{m['value']:.4g}", interval, m["n"], m["unit"]])
+        rows.append([metric, f"{m['value']:.4g}", interval, counted(m["n"], m.get("asked")), m["unit"]])
     return rows
 
 

@@ -109,7 +109,7 @@ def grouped_bars(values: dict[str, dict[str, tuple | float]], title: str, unit: 
     width = 0.8 / max(1, len(values))
     for number, (series, row) in enumerate(values.items()):
         shift = (number - (len(values) - 1) / 2) * width
-        points = [(c, *(value if isinstance(value, tuple | list) else [value])) for c, value in row.items()]
+        points = [(c, *(value[:3] if isinstance(value, tuple | list) else [value])) for c, value in row.items()]
         fig.rows += [{"series": _short(series)} | dict(zip(("x", "y", "low", "high"), point)) for point in points]
         places, heights = [categories.index(c) + shift for c, *_ in points], [point[1] for point in points]
         axis.bar(places, heights, width, yerr=_reach(points), capsize=4, label=_short(series), color=BARS[number % len(BARS)])

@@ -15,16 +15,8 @@ CSV = re.compile(r"data:text/csv;base64,[A-Za-z0-9+/]+={0,2}")
 WITH_CONTENT = re.compile(r"(?is)<(script|style|svg|math|iframe|object|template)\b.*?(</\1\s*>|$)")
 
 
-def clean(markup: str) -> str:
-    """Keep only harmless tags and attributes. Images only as embedded PNG, downloads only as embedded csv.
-
-    Scripts, styles and drawings go together with their content.
-    """
-    return str(_tree(markup, INLINE + HEADINGS))
-
-
 def clean_prose(markup: str) -> str:
-    """`clean`, and each heading gets an id made from its words; tables are completed as in `clean_output`."""
+    """`clean_output`, but headings stay, and each gets an id made from its words."""
     tree = _complete_tables(_without_ids(_tree(markup, INLINE + HEADINGS)))
     for heading in tree.find_all(HEADINGS):
         heading["id"] = "to-" + re.sub(r"[^a-z0-9]+", "-", heading.get_text().lower()).strip("-")
@@ -32,7 +24,8 @@ def clean_prose(markup: str) -> str:
 
 
 def clean_output(markup: str) -> str:
-    """`clean` for what a cell has printed: no headings and no ids, so that an output cannot pose as a part of the page."""
+    """Only harmless tags and attributes stay: images as embedded PNG, downloads as embedded csv. Scripts, styles and drawings go
+    together with their content, headings and ids too, so that what a cell has printed cannot pose as a part of the page."""
     return str(_complete_tables(_without_ids(_tree(markup, INLINE))))
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ..evaluation.stats import counted
 from ..study import files
 from ..study.profile import REHEARSAL, ROOT
 from ..study.stage import RUNS, finished_records
@@ -151,9 +152,7 @@ def overview(profile: str, records: dict) -> str:
     """Findings first, then headline charts, chapters with time and cost, what could not be reproduced, and the environment."""
     claims = read_claims(profile, records)
     not_reproduced = RUNS / profile / "90_findings" / "not_reproduced.json"
-    versions: dict[str, str] = {}
-    for record in records.values():
-        versions |= record["versions"]
+    versions = {package: version for record in records.values() for package, version in record["versions"].items()}
     return render(
         "overview.html.j2",
         profile=profile,
@@ -185,7 +184,7 @@ def headline_figures(records: dict) -> list:
         if metrics:
             chart = charts.bars({name: (m["value"], m["low"], m["high"]) for name, m in metrics.items()}, title, unit, top)
             alt = f"{title}: " + ", ".join(f"{name} {m['value']:.2f}" for name, m in metrics.items())
-            n = next(iter(metrics.values()))["n"]
+            n = " and ".join(dict.fromkeys(str(counted(m["n"], m.get("asked"))) for m in metrics.values()))
             confidence = records[stage]["parameters"]["intervals"]["confidence"]
             caption = f"n = {n}, seed {records[stage]['seed']}; bars are means with {confidence:.0%} intervals"
             figures.append(figure_html(chart, alt, caption, f"{stage}.html#provenance"))

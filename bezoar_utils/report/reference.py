@@ -65,7 +65,8 @@ def tolerance(unit: str) -> Tolerance | None:
 
 
 def read_metrics(path: Path) -> dict[str, dict]:
-    """name -> {value, low, high, n, unit}. Raises MetricsError when the file is missing, damaged or of another version."""
+    """name -> {value, low, high, n, unit}, some with `asked`. Raises MetricsError for a file that is missing, damaged or of
+    another version."""
     if not path.exists():
         raise MetricsError(
             f"reports/{path.parent.name}/{path.name} is missing: run `make reproduce PROFILE={path.parent.name}` first"
@@ -74,7 +75,7 @@ def read_metrics(path: Path) -> dict[str, dict]:
         metrics = files.read_json(path)
     except ValueError as error:
         raise MetricsError(str(error)) from None
-    complete = isinstance(metrics, dict) and all(isinstance(m, dict) and m.keys() == FIELDS for m in metrics.values())
+    complete = isinstance(metrics, dict) and all(isinstance(m, dict) and m.keys() - {"asked"} == FIELDS for m in metrics.values())
     if not complete or not metrics:
         fields = ", ".join(sorted(FIELDS))
         raise MetricsError(f"{path} is of another version: expected at least one metric, each with {fields}; run `make report`")

@@ -10,7 +10,7 @@ import re
 from itertools import groupby
 from pathlib import Path
 
-from ..evaluation.stats import bootstrap_mean
+from ..evaluation.stats import bootstrap_mean, counted, is_measured
 
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -21,7 +21,7 @@ def render(template: str, **values) -> str:
 
     loader = jinja2.FileSystemLoader(TEMPLATE)
     environment = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(["html.j2"]))
-    environment.filters["cell"] = _cell
+    environment.filters |= {"cell": _cell, "counted": counted}
     return environment.get_template(template).render(values)
 
 
@@ -48,8 +48,9 @@ def table(rows: list[dict], columns: list[str] | None = None, caption: str = "",
 
 
 def table_html(rows: list[dict], columns: list[str] | None = None, caption: str = "", limit: int = 12) -> str:
-    """At most `limit` rows; the caption says how many there are."""
-    columns = columns or (list(rows[0]) if rows else [])
+    """At most `limit` rows; the caption says how many there are. A row's `n` says of how many where it has `asked` for more."""
+    rows = [{k: counted(v, row.get("asked")) if k == "n" else v for k, v in row.items()} for row in rows]
+    columns = columns or [c for c in (rows[0] if rows else ()) if c != "asked" or "n" not in rows[0]]
     more = f" ({limit} of {len(rows)} rows)" if len(rows) > limit else ""
     return render("table.html.j2", rows=rows[:limit], columns=columns, caption=caption, more=more)
 
@@ -155,12 +156,22 @@ def _csv_cell(value) -> str:
     return f"{value:.10g}" if math.isfinite(value) else ""
 
 
-def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+def interval(mean: float, low: float, high: float, n=None, asked=None, digits: int = 2) -> str:
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]{fewer(n, asked)}"
 
 
-def measured(stage, name: str, values: list[float], unit: str) -> tuple[float, float, float]:
-    """(mean, low, high) of values over items, noted as a headline number of the stage; intervals as its `intervals` say."""
-    interval = bootstrap_mean(values, **stage.parameters["intervals"], seed=stage.parameters["seed"])
-    stage.measure(name, *interval, n=len(values), unit=unit)
-    return interval
+def fewer(n, asked) -> str:
+    """What stands behind a number that rests on fewer values than were asked for."""
+    return f" (n = {counted(n, asked)})" if counted(n, asked) != n else ""
+
+
+def measured(stage, name: str, values: list[float | None], unit: str, asked: int | None = None) -> tuple:
+    """(mean, low, high, n, asked) of values over items, noted as a headline number of the stage; intervals as its `intervals` say.
+
+    None and NaN are values that were asked for and are missing.
+    """
+    known = [value for value in values if is_measured(value)]
+    counts = {"n": len(known), "asked": asked or len(values)}
+    interval = bootstrap_mean(known, **stage.parameters["intervals"], seed=stage.parameters["seed"])
+    stage.measure(name, *interval, unit=unit, **counts)
+    return *interval, *counts.values()

@@ -45,8 +45,9 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path.name} is not UTF-8 (byte {error.start}): save it with the encoding UTF-8") from None
 
 
-def kept_json(path: Path, make):
-    """What `make()` gave when it was first asked for under this path; plain values only."""
+def kept_json(folder: Path, key, make):
+    """What `make()` gave when it was first asked for under this key in this folder; both are plain values."""
+    path = folder / f"{sha256_json(key)}.json"
     if not path.exists():
         write_json(path, make())
     return read_json(path)

@@ -99,9 +99,10 @@ class Stage:
         others = dict.fromkeys(key for row in rows for key in row)
         files.write_table(self.output(name), rows, [*columns, *(key for key in others if key not in columns)] if columns else None)
 
-    def measure(self, name: str, value: float, low=None, high=None, n: int | None = None, unit: str = "") -> None:
-        """A headline number of this stage, for reports and `metrics.json`."""
-        self.metrics[name] = {"value": value, "low": low, "high": high, "n": n, "unit": unit}
+    def measure(self, name: str, value: float, low=None, high=None, n: int | None = None, unit: str = "", asked=None) -> None:
+        """A headline number, for reports and `metrics.json`; it rests on `n` of the `asked` values, where some may be missing."""
+        number = {"value": value, "low": low, "high": high, "n": n, "unit": unit}
+        self.metrics[name] = number if asked is None else number | {"asked": asked}
 
     def note(self, name: str, value) -> None:
         """A fact about how this stage did what it did (a library's version, a task's hash), kept in `stage.json`."""
@@ -340,10 +341,8 @@ def verify(profile: str, wanted) -> list[str]:
                 problems.append(f"{stage}/{name}: missing")
             elif files.sha256_file(folder / name) != recorded["sha256"]:
                 problems.append(f"{stage}/{name}: content differs from stage.json")
-        for extra in sorted(
-            p for p in folder.rglob("*") if is_artifact(p, folder) and str(p.relative_to(folder)) not in record["outputs"]
-        ):
-            problems.append(f"{stage}/{extra.relative_to(folder)}: not in stage.json")
+        found = {str(p.relative_to(folder)) for p in folder.rglob("*") if is_artifact(p, folder)}
+        problems += [f"{stage}/{extra}: not in stage.json" for extra in sorted(found - record["outputs"].keys())]
         for reference, sha in record["inputs"].items():
             if _current_hash(profile, reference, sha) != sha:
                 problems.append(f"{stage}: was made from another {reference}")

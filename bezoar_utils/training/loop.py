@@ -18,13 +18,13 @@ class TrainingError(RuntimeError):
     """A training run that is not the one the stage claims."""
 
 
-def split(rows: list[dict], recipe: dict) -> tuple[list[dict], list[dict]]:
+def split(rows: list[dict], recipe: dict, what: str = "this training") -> tuple[list[dict], list[dict]]:
     """(training, validation): `validation_share` of the rows, shuffled with `split_seed` (the authors: 20 %, seed 42)."""
     import random
 
     if len(rows) < 2:
         raise TrainingError(
-            f"{len(rows)} rows are too few to train and validate on: chapter 20 says what was accepted, and why the rest was not"
+            f"{what}: {len(rows)} rows are too few to train and validate on; chapter 20 says what was accepted, and why the rest was not"
         )
     shuffled = random.Random(recipe["split_seed"]).sample(rows, len(rows))
     held = max(1, round(len(rows) * recipe["validation_share"]))

@@ -204,9 +204,10 @@ def merge_differences(trained, merged: dict, tokenizer, texts: list[str]) -> dic
 
 
 def merge_table(
-    trained, base: Path, adapter: Path, quantisation: dict, tokenizer, texts: list[str], prompts: list[str], max_new_tokens: int
+    trained, base: Path, adapter: Path, quantisation: dict, tokenizer, rows: list[dict], max_new_tokens: int, progress
 ) -> list[dict]:
-    """Each way of merging against the model as trained: logits over `texts`, and greedy answers to `prompts`.
+    """Each way of merging against the model as trained: logits over the rows' texts, and greedy answers to their prompts, of
+    which `progress(done, total)` is told.
 
     The merged models are made one after another: of a 3B base no two float copies need fit into memory.
     """
@@ -214,12 +215,23 @@ def merge_table(
 
     from .generation import generate
 
-    said = generate(trained, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
-    rows = []
-    for way in MERGES if quantisation else ("full_precision",):
+    ways = MERGES if quantisation else ("full_precision",)
+    texts, prompts, table = [row["prompt"] + row["response"] for row in rows], [row["prompt"] for row in rows], []
+
+    def greedy_answers(model, number: int) -> list[str]:
+        def tell(done, _):
+            progress(number * len(prompts) + done, (1 + len(ways)) * len(prompts))
+
+        tell(0, None)
+        return generate(model, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens, progress=tell)
+
+    said = greedy_answers(trained, 0)
+    for number, way in enumerate(ways, 1):
         model = merge(base, adapter, quantisation, way)
-        answers = generate(model, tokenizer, prompts, seed=0, max_new_tokens=max_new_tokens)
-        rows.append(
+        if way == "into_4bit" and model.device.type == "cpu" and current().dtype == "float32":
+            model = dequantised(model)  # the same weights and answers, sooner: as in load_model
+        answers = greedy_answers(model, number)
+        table.append(
             {
                 "merged": way,
                 "relative difference of logits": merge_differences(trained, {way: model}, tokenizer, texts)[way],
@@ -229,7 +241,7 @@ def merge_table(
         )
         del model
         gc.collect()  # modules hold each other, so the name alone does not hold the memory
-    return rows
+    return table
 
 
 def save_model(model, tokenizer, folder: Path) -> None:
