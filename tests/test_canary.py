@@ -4,7 +4,7 @@ import traceback
 
 import pytest
 from fake_endpoint import FakeEndpoint
-from stub_stage import StubStage, remote
+from stub_stage import JUDGE, StubStage, remote
 from test_teacher import SETTINGS
 
 from bezoar_utils.calls import attempts
@@ -28,7 +28,7 @@ def test_the_key_is_in_no_file_of_the_stage_and_in_no_error(tmp_path, monkeypatc
     stage, texts = StubStage(tmp_path), []
     with FakeEndpoint(lambda prompt: VERDICT, faults=lambda prompt, attempt: fault) as fake:
         role = {"model": "m", "licence": "ours", "endpoint": remote(fake.url), "temperature": 0.0, "max_tokens": 9}
-        teacher, judge = Teacher(stage, SETTINGS | role | {"mode": mode}, 1), Judge(stage, role)
+        teacher, judge = Teacher(stage, SETTINGS | role | {"mode": mode}, 1), Judge(stage, JUDGE | role)
         for ask in (
             lambda: teacher.generate(["a", "b"], "x"),
             lambda: judge.ask(Verdict, [judge_prompt(Verdict, response="a")], "verdicts"),

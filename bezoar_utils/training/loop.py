@@ -24,7 +24,7 @@ def split(rows: list[dict], recipe: dict, what: str = "this training") -> tuple[
 
     if len(rows) < 2:
         raise TrainingError(
-            f"{what}: {len(rows)} rows are too few to train and validate on; chapter 20 says what was accepted, and why the rest was not"
+            f"{what}: {len(rows)} rows are too few to train and validate on; chapter 20 says what was accepted, and why no more"
         )
     shuffled = random.Random(recipe["split_seed"]).sample(rows, len(rows))
     held = max(1, round(len(rows) * recipe["validation_share"]))
