@@ -169,8 +169,7 @@ def row_sampler(seeds: list[int], start: int, max_new_tokens: int, temperature: 
     """A logits processor that leaves each row one token: nucleus sampling (arXiv 1904.09751) by inverse distribution.
 
     Row i draws its step's token with the step-th number of `numpy.random.default_rng(seeds[i])`. It works on logits of
-    shape (rows, vocabulary); `start` is the padded prompts' length in tokens. Only the `likely` tokens are sorted while
-    they hold the nucleus of every row: sorting the whole vocabulary cost half of each step.
+    shape (rows, vocabulary); `start` is the padded prompts' length in tokens.
     """
     import numpy as np
     import torch
@@ -179,9 +178,7 @@ def row_sampler(seeds: list[int], start: int, max_new_tokens: int, temperature: 
 
     def sample(input_ids, scores):
         probs = (scores.float() / temperature).softmax(-1)
-        best, order = probs.topk(min(likely, probs.shape[-1]))
-        if bool((best.sum(-1) < top_p).any()):
-            best, order = probs.sort(descending=True)
+        best, order = _most_likely(probs, top_p, likely)
         mass = best.cumsum(-1)
         inside = mass - best < top_p  # the most likely token is always inside
         number = numbers[:, input_ids.shape[1] - start].to(mass) * mass.masked_fill(~inside, 0).amax(-1)
@@ -190,3 +187,14 @@ def row_sampler(seeds: list[int], start: int, max_new_tokens: int, temperature: 
         return torch.full_like(scores, float("-inf")).scatter(1, order.gather(1, rank), 0.0)
 
     return sample
+
+
+def _most_likely(probs, top_p: float, likely: int):
+    """(probabilities, token ids) in descending order, of as many tokens as hold the nucleus of every row: the `likely` ones, then 16
+    times as many, and so on. Of 32 rows of 151,936, sorting all took 458 ms on two cores, 64 a row 12 ms, 8,192 a row 66 ms."""
+    while likely < probs.shape[-1]:
+        best, order = probs.topk(likely)
+        if bool((best.sum(-1) >= top_p).all()):
+            return best, order
+        likely *= 16
+    return probs.sort(descending=True)
