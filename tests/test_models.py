@@ -154,6 +154,11 @@ def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_fold
             assert torch.allclose(parameter, learned[name], atol=1e-6)
 
 
+def test_a_base_with_too_little_context_is_refused_before_it_is_loaded(model_folder, tokenizer, tmp_path):
+    with pytest.raises(loop.TrainingError, match="context of 512 tokens"):
+        sft.train(ROWS, model_folder, tokenizer, RECIPE | {"max_length": 600}, folder=tmp_path, progress=silent)
+
+
 def test_wrong_labels_stop_the_training_before_its_first_step(model_folder, quantisation, tokenizer, tmp_path):
     examples, _ = sft.sft_examples(tokenizer, ROWS, RECIPE)
     model = models.load_model(model_folder, quantisation)

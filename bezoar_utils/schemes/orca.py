@@ -76,5 +76,6 @@ def draw_queries(
 
 
 def teacher_prompt(system_message: str, query: str) -> str:
-    """What the teacher sees. The targets are not shown to it (ours: the paper does not say)."""
+    """What a teacher sees that has no place of its own for a system message. The targets are not shown to it (ours: the paper does
+    not say)."""
     return f"{system_message}\n\n{query}" if system_message else query

@@ -16,6 +16,7 @@ from .loop import SPEED, TrainingError
 from .models import prepare_torch, with_adapter
 from .precision import current
 from .tokens import load_tokenizer
+from .weights import facts
 
 POLL_S = 1.0
 
@@ -36,7 +37,12 @@ class Job:
 
 
 def run_job(job: Job, tokenizer, progress) -> tuple[object, list[dict]]:
-    """(trained model, log), in this process or in as many as `launch` asks for."""
+    """(trained model, log), in this process or in as many as `launch` asks for. Raises TrainingError for a base with less context
+    than `max_length`."""
+    if (context := facts(job.base).context or job.recipe["max_length"]) < job.recipe["max_length"]:
+        raise TrainingError(
+            f"max_length={job.recipe['max_length']} is more than the base model's context of {context} tokens: lower it"
+        )
     launch, quantisation = job.recipe["launch"], job.recipe["quantisation"]
     if launch["processes"] == 1 and not launch["config_file"]:
         return trainer_of(job)(with_adapter(job.base, job.carried, quantisation), tokenizer, job, progress)
