@@ -65,8 +65,11 @@ def test_the_guard_is_what_keeps_them_the_same(model_folder, quantisation, lora,
 def test_merging_onto_the_dequantised_base_is_the_model_that_was_trained(model_folder, quantisation, lora, tokenizer, tmp_path):
     model = adapted(model_folder, quantisation, lora)
     model.save_pretrained(tmp_path / "adapter")
-    merged = {w: models.merge(model_folder, tmp_path / "adapter", quantisation, w) for w in ("dequantised", "full_precision")}
-    differences = models.merge_differences(model, merged, tokenizer, [r["prompt"] for r in ROWS[:4]])
+    texts, differences = [r["prompt"] for r in ROWS[:6]], {}
+    for way in ("dequantised", "full_precision"):
+        merged = models.merge(model_folder, tmp_path / "adapter", quantisation, way)
+        differences[way] = models.merge_difference(model, merged, tokenizer, texts)
+        assert models.merge_difference(model, merged, tokenizer, texts, batch_size=6) == pytest.approx(differences[way], rel=1e-3)
     assert differences["dequantised"] < 0.02 < differences["full_precision"]
 
 

@@ -188,19 +188,23 @@ def merge(base: Path, adapter: Path, quantisation: dict | None, onto: str):
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def merge_differences(trained, merged: dict, tokenizer, texts: list[str]) -> dict[str, float]:
-    """How far each merged model's logits are from the model as trained: relative Frobenius norm over `texts`."""
+def merge_difference(trained, merged, tokenizer, texts: list[str], progress=None, batch_size: int = 4) -> float:
+    """How far the merged model's logits are from the model's as trained: relative Frobenius norm over `texts`.
+
+    A few texts at a time: of 32 dialogs and a vocabulary of 49,152, the logits of both models would take 12 GB.
+    """
     import torch
 
-    batch = tokenizer(texts, return_tensors="pt", padding=True)
-    keep = batch["attention_mask"].bool()
-
-    def logits(model):
+    moved = whole = 0.0
+    for start in range(0, len(texts), batch_size):
+        batch = tokenizer(texts[start : start + batch_size], return_tensors="pt", padding=True).to(trained.device)
+        keep = batch["attention_mask"].bool()
         with torch.no_grad():
-            return model.eval()(**batch.to(model.device)).logits.float().cpu()[keep]
-
-    wanted = logits(trained)
-    return {name: float((logits(model) - wanted).norm() / wanted.norm()) for name, model in merged.items()}
+            wanted, got = (model.eval()(**batch).logits[keep].float() for model in (trained, merged))
+        moved, whole = moved + float((got - wanted).pow(2).sum()), whole + float(wanted.pow(2).sum())
+        if progress:
+            progress(min(start + batch_size, len(texts)), len(texts))
+    return (moved / whole) ** 0.5
 
 
 def merge_table(
@@ -234,7 +238,7 @@ def merge_table(
         table.append(
             {
                 "merged": way,
-                "relative difference of logits": merge_differences(trained, {way: model}, tokenizer, texts)[way],
+                "relative difference of logits": merge_difference(trained, model, tokenizer, texts),
                 "same greedy answers": sum(map(str.__eq__, answers, said)) / len(prompts),
                 "n": len(prompts),
             }
