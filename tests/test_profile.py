@@ -48,7 +48,7 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("judge: {base_url: 'http://x'}", ["judge.base_url", "'http://x'", "endpoint"]),
         ("judge_filter: {second_judge: {endpoint: {url: x}}}", ["judge_filter.second_judge.endpoint.url", "base_url"]),
         ("mt_bench: {pairs: [[base, base]]}", ["mt_bench", "pairs sets base against itself"]),
-        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs names gpt-4", "OpenBezoar-SFT"]),
+        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs.0 names gpt-4", "OpenBezoar-SFT"]),
         ("mt_bench: {pairs: [[base]]}", ["mt_bench.pairs.0", "at least 2 items"]),
         (
             "teacher: {endpoint: {concurrency: 4}}",
@@ -72,7 +72,7 @@ def test_a_wrong_value_is_one_line_naming_key_value_and_what_is_allowed(folder, 
     with pytest.raises(ProfileError) as error:
         load_profile("mine", folder)
     message = str(error.value)
-    assert "\n" not in message and message.startswith("mine: ")
+    assert "\n" not in message and message.startswith("mine.yaml line 2: ")
     for word in words:
         assert word in message
 
@@ -86,7 +86,7 @@ def remote_judge(address: str) -> str:
 def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who, address):
     asked = who.format(remote_judge(address))
     write(folder, "mine", f"extends: mini\n{asked}\n")
-    with pytest.raises(ProfileError, match=r"^mine: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
+    with pytest.raises(ProfileError, match=r"^mine.yaml line 2: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
         load_profile("mine", folder)
     for price in ("[0, 0]", "[2.5, 10.0]"):
         write(folder, "mine", f"extends: mini\n{asked}\nmoney: {{prices: {{big: {price}}}}}\n")
@@ -139,7 +139,7 @@ def test_a_wrong_source_is_one_line_that_says_what_is_allowed(folder, key, wrong
     with pytest.raises(ProfileError) as error:
         load_profile("mine", folder)
     message, place = str(error.value), ".".join(re.findall(r"(\w+): ", key))
-    assert "\n" not in message and message.startswith("mine: ") and place in message
+    assert "\n" not in message and message.startswith("mine.yaml line 2: ") and place in message
     for word in words:
         assert word in message
 
@@ -174,7 +174,7 @@ def test_a_missing_key_is_named(folder):
     data = yaml.safe_load((PROFILES / "mini.yaml").read_text())
     del data["dpo"]["beta"]
     write(folder, "mine", yaml.safe_dump(data))
-    with pytest.raises(ProfileError, match=r"mine: dpo\.beta is missing"):
+    with pytest.raises(ProfileError, match=r"mine.yaml line \d+: dpo\.beta is missing"):
         load_profile("mine", folder)
 
 

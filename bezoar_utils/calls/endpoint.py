@@ -265,6 +265,7 @@ class Endpoint:
 
         request, client, names = call.request, address.client, self.settings["parameters"]
         body = {names.get(name, name): value for name, value in request.settings.items() if names.get(name, name)}
+        body |= self.settings.get("extra", {})
         try:
             if request.mode == "chat":
                 messages = [{"role": "user", "content": request.prompt}]
@@ -298,7 +299,8 @@ class Endpoint:
         return row | ({"note": note} if note else {})
 
     def _key(self, request: Request) -> str:
-        return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})
+        extra = {"extra": asked} if (asked := self.settings.get("extra")) else {}
+        return files.sha256_json({"model": self.model, "version": self.version, **extra, **vars(request)})
 
     def _worst_usd(self, request: Request) -> float:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
