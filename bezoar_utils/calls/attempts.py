@@ -24,7 +24,10 @@ REFUSED = {
 }  # not tried twice in a run; asked again in the next
 A_DOZEN = 12  # failures of one kind in a row, after which going on is pointless
 # What providers say, in words that changed little over the years
-QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|insufficient (credit|balance|funds)", re.IGNORECASE)
+QUOTA = re.compile(
+    r"insufficient_quota|exceeded your current quota|insufficient (credit|balance|funds)|credit balance|billing_(hard|not)", re.I
+)
+A_MINUTES = re.compile(r"gemini-api/docs/rate-limits|retry in \d", re.IGNORECASE)  # Gemini says quota of a minute's limit too
 FLAGGED = re.compile(r"flagged|moderation|content.?(policy|filter)|safety system", re.IGNORECASE)
 TOO_LONG = re.compile(r"context (length|window|size)|context_length|too long|maximum (input|prompt|sequence)", re.IGNORECASE)
 
@@ -51,7 +54,7 @@ def status_error(status: int, text: str, retry_after: str | None, where: str) ->
 
     `where` names address and model. The texts must not hold the key.
     """
-    if QUOTA.search(text):
+    if QUOTA.search(text) and not A_MINUTES.search(text):
         return EndpointError(f"{where}: its quota is used up (HTTP {status}): {text}")
     if status in (400, 413, 422):
         return Unanswered("too long" if status == 413 or TOO_LONG.search(text) else str(status), text)
