@@ -79,7 +79,8 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     unasked = ["the hub does not answer, so whether its models and sets are there and open was not seen"] * unanswered
     for note in [*preflight.notes(profile), *unasked]:
         print(f"note: {note}", flush=True)
-    reasons = [*preflight.impossible(profile), *preflight.unpaid(profile_name, profile), *refused]
+    reasons = [*preflight.impossible(profile), *preflight.unknown_tasks(profile)]
+    reasons += [*preflight.unpaid(profile_name, profile), *refused]
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     return 2 if reasons else 0
@@ -319,10 +320,11 @@ def main(arguments: list[str] | None = None) -> int:
             return show_plan(options.profile, dag)
         elif options.command == "stale":
             profile = load_profile(options.profile)
-            preflight.require_possible(profile)
+            first_run = not any((RUNS / options.profile / s).exists() for s in dag)
+            preflight.require_possible(profile, first_run)
             require_precision(profile)
             stale = stale_stages(options.profile, profile, dag)
-            if len(stale) == len(dag) and not any((RUNS / options.profile / s).exists() for s in dag):
+            if first_run:
                 doctor.introduce(options.profile, profile)
             print(" ".join(stale))
         elif options.command == "verify":

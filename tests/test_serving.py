@@ -28,7 +28,7 @@ def test_every_snippet_is_a_profile_whose_calls_reach_its_server(text, tmp_path)
     profile = load_profile("mine", tmp_path)
     (asked,) = [role for role in (profile.teacher, profile.judge) if role.endpoint and role.endpoint.base_url]
     assert asked.model in profile.money.prices
-    assert "127.0.0.1" in str(asked.endpoint.base_url) or profile.money.budget_usd > 0 and asked.endpoint.api_key_env
+    assert "127.0.0.1" in str(asked.endpoint.base_url) or (profile.money.budget_usd > 0 and asked.endpoint.api_key_env)
 
 
 def test_a_provider_is_described_by_a_snippet_each():

@@ -34,7 +34,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     that cannot be read.
     """
     profile = load_profile(name)
-    require_possible(profile)
+    require_possible(profile, first_run=True)
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
