@@ -270,7 +270,7 @@ REMOTE = "  endpoint: {base_url: 'http://127.0.0.1:1/v1', local_server: null}\n"
         ("sft:\n\tsteps: 4", 3, ["not valid YAML"]),
         ("sft: *steps", 2, ["not valid YAML", "steps"]),
         ('teacher:\n  licence: "a\x07"', 3, ["not valid YAML", "U+0007"]),
-        ('teacher:\n  wrapper: "{prompt}\n', 4, ["not valid YAML", "line 3"]),
+        ('teacher:\n  wrapper: "{prompt}\n', 5, ["not valid YAML", "line 3"]),
     ],
 )
 def test_an_error_names_the_file_and_the_line_of_its_key_and_what_may_have_been_meant(folder, text, line, words):

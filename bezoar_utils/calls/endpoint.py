@@ -170,7 +170,16 @@ class Endpoint:
         workers = min(self.settings["concurrency"], len(calls.waiting))
         async with contextlib.AsyncExitStack() as stack:
             for url in self.urls:
-                calls.addresses.append(Address(url, await stack.enter_async_context(self._client(url, workers))))
+                try:
+                    client = self._client(url, workers)
+                except (
+                    ImportError,
+                    OSError,
+                    ValueError,
+                ) as error:  # SOCKS, a proxy without a scheme, a missing file of certificates
+                    setting = "see HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+                    raise EndpointError(f"{url} cannot be asked: {self._redacted(error)}; {setting}") from None
+                calls.addresses.append(Address(url, await stack.enter_async_context(client)))
             await asyncio.gather(*(self._work(calls) for _ in range(workers)))
         if calls.error:
             raise calls.error

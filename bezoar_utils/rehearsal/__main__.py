@@ -38,7 +38,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
-    folder, started = RUNS / (REHEARSAL + name), time.time()
+    folder, started = RUNS / (REHEARSAL + name), time.monotonic()
     clear_run(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
     with contextlib.ExitStack() as servers:
@@ -46,7 +46,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None) -> int:
         hub_url = servers.enter_context(local_server.serving(hub.handler_for(repositories)))
         values = write_profile(profile, folder, serve_endpoints(profile, servers))
         code = run_study(folder.name, jobs, environment(profile, folder, hub_url))
-    summary.write(name, profile, values, time.time() - started, finished=code == 0)
+    summary.write(name, profile, values, time.monotonic() - started, finished=code == 0)
     return code
 
 
