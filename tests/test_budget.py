@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bezoar_utils.calls.budget import Budget, BudgetReached, cost_usd
+from bezoar_utils.study import files
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,3 +100,16 @@ def test_processes_side_by_side_share_one_budget(tmp_path):
     running = [subprocess.Popen([sys.executable, "-c", code, path], cwd=ROOT, stderr=subprocess.DEVNULL) for _ in range(3)]
     assert all(process.wait() == 1 for process in running)
     assert Budget(path, 1.0).spent() == (0.0, pytest.approx(0.99))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_where_the_file_system_has_no_locks_the_budget_still_counts_and_that_is_said_once(tmp_path, monkeypatch, capsys, number):
+    def refused(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(files.fcntl, "flock", refused)
+    budget = Budget(tmp_path / "spend.jsonl", 1.0)
+    budget.settle(budget.reserve(0.5), 0.25)
+    assert budget.spent() == (0.25, 0.0) and capsys.readouterr().err.count("no locks") == 1
+    with pytest.raises(BudgetReached):
+        budget.reserve(0.8)

@@ -304,6 +304,33 @@ def test_an_address_of_this_machine_is_never_asked_through_a_proxy(ledger, monke
         assert Endpoint("m", SETTINGS, fake.url, ledger).ask(many(1))[0].text == "PROMPT 00"
 
 
+@pytest.mark.parametrize(
+    ("url", "through"),
+    [
+        ("http://127.0.0.1:1/v1", False),
+        ("http://127.8.8.8/v1", False),
+        ("http://localhost:1/v1", False),
+        ("http://[::1]:1/v1", False),
+    ]
+    + [("http://127.0.0.1.example.com/v1", True), ("http://10.0.0.1/v1", True), ("https://example.com/v1", True)],
+)
+def test_only_addresses_of_this_machine_pass_by_the_proxies(url, through):
+    assert attempts.through_proxies(url) == through
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "socks5://127.0.0.1:9"), ("HTTPS_PROXY", "socks://x:1"), ("SSL_CERT_FILE", "/")]
+)
+def test_proxies_and_certificates_that_cannot_be_used_are_named_and_stop_no_call_to_this_machine(ledger, monkeypatch, name, value):
+    for variable in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ALL_PROXY", "all_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(EndpointError, match=f"model.invalid.*{name}"):
+        Endpoint("m", SETTINGS, "https://model.invalid/v1", ledger).ask(many(1))
+    with FakeEndpoint() as fake:
+        assert Endpoint("m", SETTINGS, fake.url, ledger).ask(many(1))[0].text == "PROMPT 00"
+
+
 @pytest.mark.parametrize("usage", [{"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": -1, "completion_tokens": 5}])
 def test_tokens_that_cannot_be_cost_the_worst_case(ledger, usage):
     with FakeEndpoint(usage=usage) as fake:

@@ -42,7 +42,9 @@ def chapter(stage, work, extra_parameter=""):
 
 @pytest.fixture
 def study(tmp_path):
-    """A folder with two chapters, and a function that runs make there."""
+    """A folder with two chapters, whose name is none that a format string or ASCII would like, and a function that runs make there."""
+    tmp_path = tmp_path / "stüdy-{x}"
+    tmp_path.mkdir()
     shutil.copytree(CODE / "profiles", tmp_path / "profiles")
     (tmp_path / "notebooks").mkdir()
     for stage, work in ((FIRST, GOOD), (SECOND, READS)):
@@ -62,7 +64,7 @@ def study(tmp_path):
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         return subprocess.Popen(command_of(*arguments), cwd=tmp_path, env=environment, start_new_session=True, **streams)
 
-    make.start = start
+    make.start, make.environment = start, environment
     make.folder = tmp_path
     make.proof = lambda stage: tmp_path / "runs" / "tiny" / stage / "stage.json"
     return make
@@ -179,7 +181,7 @@ def test_a_typing_error_in_the_profile_is_one_line_before_anything_runs(study):
     profile.write_text(profile.read_text() + "dop: {beta: 1.0}\n")
     result = study()
     assert result.returncode != 0 and started(result) == []
-    assert "error: tiny: unknown key dop" in result.stderr
+    assert "unknown key dop" in result.stderr
 
 
 def test_a_branched_run_runs_what_its_change_touches_and_nothing_before_it(study):
@@ -192,6 +194,53 @@ def test_a_branched_run_runs_what_its_change_touches_and_nothing_before_it(study
     assert study.proof(SECOND).read_bytes() == kept
     record = json.loads((study.folder / "runs" / "mine" / SECOND / "stage.json").read_text())
     assert record["profile"] == "mine" and record["parameters"]["ngram"] == 9
+
+
+def test_a_run_depends_on_no_settings_of_the_users(study, tmp_path):
+    theirs = tmp_path / "theirs"
+    for name in ("lib/datasets.py", "lib/yaml.py", "lib/bezoar_utils/__init__.py", "home/.ipython/profile_default/startup/00.py"):
+        (theirs / name).parent.mkdir(parents=True, exist_ok=True)
+        (theirs / name).write_text("raise RuntimeError('of the user')\nstage = 1\n")
+    (theirs / "started.py").write_text("of_the_user = 1\n")
+    for kernels in ("home/.local/share/jupyter/kernels", "jupyter/kernels"):
+        (theirs / kernels / "python3").mkdir(parents=True)
+        (theirs / kernels / "python3" / "kernel.json").write_text('{"argv": ["false"], "display_name": "x", "language": "python"}')
+    study.environment |= {"HOME": str(theirs / "home"), "PYTHONPATH": str(theirs / "lib"), "JUPYTER_PATH": str(theirs / "jupyter")}
+    study.environment |= {
+        "PYTHONSTARTUP": str(theirs / "started.py"),
+        "MPLBACKEND": "none",
+        "LC_ALL": "C",
+        "PYTHONIOENCODING": "ascii",
+    }
+    study.environment |= {
+        "SSL_CERT_FILE": "/nowhere",
+        "ALL_PROXY": "socks://x:1",
+        "JOBS": "many",
+        "SEEDS": "x",
+        "JUPYTER_PREFER_ENV_PATH": "0",
+    }
+    work = "import datasets\nassert 'of_the_user' not in globals()\nprint('€')\nimport matplotlib.pyplot as plt\n"
+    work += "plt.plot([1])\nplt.title('ä')\nplt.savefig(stage.output('figure.png'))\nopen(stage.output('made.txt'), 'w').write('€')"
+    (study.folder / "notebooks" / f"{FIRST}.ipynb").write_text(chapter(FIRST, work), encoding="utf-8")
+    result = study()
+    assert result.returncode == 0 and started(result) == [FIRST, SECOND], result.stderr
+    assert (study.proof(FIRST).parent / "made.txt").read_text(encoding="utf-8") == "€"
+
+
+def test_options_come_from_the_command_line_and_not_from_other_tools_variables(study):
+    names = ("PROFILE", "JOBS", "SEEDS", "RUNS", "DATA", "PYTHON", "EXTRA", "REPO", "CHECKPOINT", "TORCH_INDEX", "CONFIRM", "VENV")
+    study.environment |= dict.fromkeys(names, "yes")
+    for target in ("publish", "compare", "rehearse", "reproduce"):
+        assert "yes" not in study("-n", target).stdout, target
+    assert "--confirm" in study("-n", "publish", "CONFIRM=yes").stdout
+
+
+def test_a_folder_whose_name_a_shell_would_change_is_refused_in_one_line(tmp_path):
+    for name in ("my study", "my$study"):
+        (tmp_path / name).mkdir()
+        command = ["make", "-f", str(CODE / "Makefile"), "help"]
+        result = subprocess.run(command, cwd=tmp_path / name, capture_output=True, text=True, check=False)
+        assert result.returncode != 0 and "move the study" in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_make_alone_prints_every_target(study):

@@ -34,10 +34,10 @@ def test_what_is_to_come_is_scaled_by_how_this_machine_compares_so_far(runs):
 
 def test_a_slow_machines_own_pace_overrules_what_was_expected(tmp_path):
     beat = run.Heartbeat("[1/13] 00_miniature", tmp_path, expected=154.0)
-    beat.started = time.time() - 30
+    beat.started = time.monotonic() - 30
     files.write_json(tmp_path / ".progress.json", {"done": 10, "total": 1600, "what": "base step"})
     beat.line()
-    beat.counted = ("base step", 10, time.time() - 30)
+    beat.counted = ("base step", 10, time.monotonic() - 30)
     files.write_json(tmp_path / ".progress.json", {"done": 20, "total": 1600, "what": "base step"})
     minutes = int(beat.line().split("about ")[1].split(":")[0])
     assert minutes == 79  # 1,580 steps of three seconds

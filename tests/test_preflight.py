@@ -111,6 +111,16 @@ def test_make_plan_prints_the_plan_and_then_fails_with_a_line_a_reason(home):
     assert run("plan", home, "consumer").returncode == 0
 
 
+def test_a_mistyped_task_stops_the_plan_and_a_first_run_before_anything_is_paid(profile):
+    mistyped = profile("evaluation: {tasks: [ai2_arc, truthfulqa_mc]}\nbenchmarks: {fewshot: {arc_esay: 5}}", extends="paper")
+    assert preflight.impossible(mistyped) == []
+    lines = preflight.unknown_tasks(mistyped)
+    assert len(lines) == 2 and "truthfulqa_mc" in lines[0] and "did you mean arc_easy" in lines[1]
+    with pytest.raises(ProfileError, match="arc_easy"):
+        preflight.require_possible(mistyped, first_run=True)
+    preflight.require_possible(mistyped, first_run=False)
+
+
 def test_nothing_runs_of_a_profile_that_cannot_work_but_money_is_asked_for_later(home):
     (home / "profiles").unlink()
     (home / "profiles").mkdir()

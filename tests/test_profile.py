@@ -48,7 +48,7 @@ def test_shipped_profiles_load_and_every_stage_finds_its_parameters(name):
         ("judge: {base_url: 'http://x'}", ["judge.base_url", "'http://x'", "endpoint"]),
         ("judge_filter: {second_judge: {endpoint: {url: x}}}", ["judge_filter.second_judge.endpoint.url", "base_url"]),
         ("mt_bench: {pairs: [[base, base]]}", ["mt_bench", "pairs sets base against itself"]),
-        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs names gpt-4", "OpenBezoar-SFT"]),
+        ("mt_bench: {pairs: [[base, gpt-4]]}", ["mt_bench.pairs.0 names gpt-4", "OpenBezoar-SFT"]),
         ("mt_bench: {pairs: [[base]]}", ["mt_bench.pairs.0", "at least 2 items"]),
         (
             "teacher: {endpoint: {concurrency: 4}}",
@@ -72,7 +72,7 @@ def test_a_wrong_value_is_one_line_naming_key_value_and_what_is_allowed(folder, 
     with pytest.raises(ProfileError) as error:
         load_profile("mine", folder)
     message = str(error.value)
-    assert "\n" not in message and message.startswith("mine: ")
+    assert "\n" not in message and message.startswith("mine.yaml line 2: ")
     for word in words:
         assert word in message
 
@@ -86,7 +86,7 @@ def remote_judge(address: str) -> str:
 def test_a_remote_endpoint_needs_a_price_if_only_none(folder, who, address):
     asked = who.format(remote_judge(address))
     write(folder, "mine", f"extends: mini\n{asked}\n")
-    with pytest.raises(ProfileError, match=r"^mine: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
+    with pytest.raises(ProfileError, match=r"^mine.yaml line 2: .*money\.prices lacks 'big'.*\[0, 0\] when it is yours"):
         load_profile("mine", folder)
     for price in ("[0, 0]", "[2.5, 10.0]"):
         write(folder, "mine", f"extends: mini\n{asked}\nmoney: {{prices: {{big: {price}}}}}\n")
@@ -139,7 +139,7 @@ def test_a_wrong_source_is_one_line_that_says_what_is_allowed(folder, key, wrong
     with pytest.raises(ProfileError) as error:
         load_profile("mine", folder)
     message, place = str(error.value), ".".join(re.findall(r"(\w+): ", key))
-    assert "\n" not in message and message.startswith("mine: ") and place in message
+    assert "\n" not in message and message.startswith("mine.yaml line 2: ") and place in message
     for word in words:
         assert word in message
 
@@ -174,7 +174,7 @@ def test_a_missing_key_is_named(folder):
     data = yaml.safe_load((PROFILES / "mini.yaml").read_text())
     del data["dpo"]["beta"]
     write(folder, "mine", yaml.safe_dump(data))
-    with pytest.raises(ProfileError, match=r"mine: dpo\.beta is missing"):
+    with pytest.raises(ProfileError, match=r"mine.yaml line \d+: dpo\.beta is missing"):
         load_profile("mine", folder)
 
 
@@ -232,6 +232,105 @@ def test_what_people_write_into_profiles_is_one_line_that_says_what_is_wrong(fol
     with pytest.raises(ProfileError) as error:
         load_profile("mine", folder)
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+REMOTE = "  endpoint: {base_url: 'http://127.0.0.1:1/v1', local_server: null}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("sft:\n  steps: 4\n  learning_rat: 0.1", 4, ["sft.learning_rat", "did you mean learning_rate"]),
+        ("sft:\n  steps: 4\n  learning_rate: 1e-4", 4, ["sft.learning_rate", "1.0e-4"]),
+        ("sft:\n  steps: '300'", 3, ["sft.steps", "text", "no quotes"]),
+        ("recipe:\n  batch_sise: 4", 3, ["recipe", "did you mean batch_size"]),
+        ("recipe:\n  schedule: liner", 3, ["recipe", "did you mean linear"]),
+        ("recipe:\nseed: 1", 2, ["recipe", "keys below"]),
+        ("dpo:\nseed: 1", 2, ["dpo", "nothing stands there"]),
+        ("sft:\n  warmup_steps: 3000", 3, ["warmup_steps=3000", "must be below"]),
+        ("stages:\n  - 10_lamini\n  - 11_orka", 4, ["11_orka", "did you mean 11_orca"]),
+        ("stages: []", 2, ["stages", "at least 1"]),
+        ("mt_bench:\n  pairs:\n    - [base, OpenBezoar-SFT]\n    - [base, OpenBezoar-STF]", 5, ["did you mean OpenBezoar-SFT"]),
+        ("orca:\n  per_collection: {cots: 3}", 3, ["cots", "did you mean cot"]),
+        ("orca:\n  collections:\n    niv: {file: x, licence: y}", 4, ["niv", "did you mean niv2"]),
+        ("dpo:\n  method: ipoo", 3, ["dpo.method", "did you mean ipo"]),
+        ("ablations:\n  methods:\n    simpo: {bta: 2.0}", 4, ["bta", "did you mean beta"]),
+        ("benchmarks:\n  fewshot:\n    mini_answer: 5", 4, ["mini_answer", "did you mean mini_answers"]),
+        ("teacher:\n  wrapper: {prompt}", 3, ["teacher.wrapper", "quote"]),
+        ("teacher:\n  wrapper: {{prompt}}", 3, ["teacher.wrapper", "quotes"]),
+        ("teacher:\n  wrapper: 'x {prompt.y}'", 3, ["teacher.wrapper", "double"]),
+        ("judge:\n  licence: no", 3, ["judge.licence", "YAML reads", "quote"]),
+        ("offline: 'yes'", 2, ["offline", "true or false"]),
+        ("yes: 1", 2, ["'yes'", "quotes"]),
+        ("dpo:\n  beta: .inf", 3, ["dpo.beta", "finite"]),
+        (f"judge:\n  model: gpt-4o\n{REMOTE}money: {{prices: {{gpt4o: [1, 2]}}}}", 3, ["money.prices", "did you mean gpt4o"]),
+        ("judge:\n  endpoint:\n    parameters: {max_token: x}", 4, ["max_token", "did you mean max_tokens"]),
+        ("judge:\n  endpoint:\n    extra: {temperature: 1.0}", 4, ["extra", "temperature", "parameters"]),
+        ("extends: tinny", 2, ["duplicate key extends"]),
+        ("sft:\n\tsteps: 4", 3, ["not valid YAML"]),
+        ("sft: *steps", 2, ["not valid YAML", "steps"]),
+        ('teacher:\n  licence: "a\x07"', 3, ["not valid YAML", "U+0007"]),
+        ('teacher:\n  wrapper: "{prompt}\n', 5, ["not valid YAML", "line 3"]),
+    ],
+)
+def test_an_error_names_the_file_and_the_line_of_its_key_and_what_may_have_been_meant(folder, text, line, words):
+    write(folder, "mine", f"extends: mini\n{text}\n")
+    with pytest.raises(ProfileError) as error:
+        load_profile("mine", folder)
+    message = str(error.value)
+    assert message.startswith(f"mine.yaml line {line}") and "\n" not in message and "mine.yaml" not in message[1:]
+    for word in words:
+        assert word in message
+
+
+def test_an_error_in_the_profile_that_is_extended_names_that_file(folder):
+    write(folder, "parent", "extends: mini\n\nsft:\n  stps: 3\n")
+    write(folder, "mine", "extends: parent\nsft: {steps: 300}\n")
+    with pytest.raises(ProfileError, match=r"^parent\.yaml line 4: .*sft\.stps.*did you mean steps"):
+        load_profile("mine", folder)
+
+
+@pytest.mark.parametrize("parent", ["minni", "mini.yaml", "true", "[mini]"])
+def test_extending_what_is_no_profile_names_the_line_and_the_profiles_there_are(folder, parent):
+    write(folder, "mine", f"seed: 1\nextends: {parent}\n")
+    with pytest.raises(ProfileError, match=r"^mine\.yaml line 2: there is no profile .*known: .*mini"):
+        load_profile("mine", folder)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "seed: 1\n"])
+def test_a_profile_that_extends_nothing_is_told_once_what_to_begin_with(folder, text):
+    write(folder, "mine", text)
+    with pytest.raises(ProfileError, match="extends: mini") as error:
+        load_profile("mine", folder)
+    assert str(error.value).count("mine.yaml") == 1
+
+
+def test_a_key_put_into_a_profile_is_not_shown(folder):
+    write(folder, "mine", "extends: mini\njudge:\n  endpoint:\n    api_key: sk-canary\n")
+    with pytest.raises(ProfileError, match="did you mean api_key_env") as error:
+        load_profile("mine", folder)
+    assert "canary" not in str(error.value)
+
+
+def test_anchors_and_merges_of_yaml_may_be_used(folder):
+    steps = "sft: &a {steps: 200, warmup_steps: 1}\nhh_sft: &b {<<: *a, steps: 90}\nfilter_test: {<<: *b, steps: 50}\n"
+    write(folder, "mine", f"extends: mini\n{steps}")
+    mine = load_profile("mine", folder)
+    assert (mine.sft.steps, mine.hh_sft.steps, mine.filter_test.steps, mine.filter_test.warmup_steps) == (200, 90, 50, 1)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "name", "refused"),
+    [("[mmlu]", "mmlu_anatomy", False), ("[arc_challenge]", "arc_chalenge", True), ("[mmlu]", "mmlu", False)],
+)
+def test_examples_for_what_may_be_a_task_within_a_group_are_left_to_the_plan(folder, tasks, name, refused):
+    text = f"extends: mini\nevaluation: {{tasks: {tasks}, tasks_from: null}}\nbenchmarks: {{fewshot: {{{name}: 5}}}}\n"
+    write(folder, "mine", text)
+    if refused:
+        with pytest.raises(ProfileError, match=r"^mine\.yaml line 3: .*did you mean arc_challenge"):
+            load_profile("mine", folder)
+    else:
+        assert load_profile("mine", folder).benchmarks.fewshot == {name: 5}
 
 
 def test_a_profile_in_utf_16_as_windows_saves_it_is_read(folder):

@@ -1,5 +1,7 @@
 import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -238,7 +240,7 @@ def test_without_git_and_on_a_file_system_without_locks_or_chmod_a_stage_is_fini
     assert run._git("rev-parse", "HEAD") is None
     monkeypatch.setattr(files.os, "chmod", refused)
     files.write_json(tmp_path / "a.json", {"a": 1})
-    monkeypatch.setattr(stage.fcntl, "flock", refused)
+    monkeypatch.setattr(files.fcntl, "flock", refused)
     stage._lock(tmp_path)
     assert files.read_json(tmp_path / "a.json") == {"a": 1}
 
@@ -247,3 +249,27 @@ def test_a_column_that_only_later_rows_have_is_saved(tmp_path):
     opened = stage.Stage("10_lamini", "tiny", {}, tmp_path, ())
     opened.save_rows("a.parquet", [{"x": 1}, {"x": 2, "gpt4_status": "Accept"}], ["x"])
     assert files.read_table(tmp_path / "a.parquet")[1]["gpt4_status"] == "Accept"
+
+
+def test_code_is_known_by_its_content_and_a_date_in_the_future_changes_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "bezoar_utils" / "schemes" / "mine.py"
+    files.write_bytes(path, b"a = 1\n")
+    monkeypatch.setattr(stage, "CODE", tmp_path)
+    monkeypatch.setattr(stage, "AT_FIRST", {"bezoar_utils/schemes/mine.py": files.sha256_file(path)})
+    monkeypatch.setattr(stage.sys, "modules", {"bezoar_utils.schemes.mine": SimpleNamespace(__file__=str(path))})
+    os.utime(path, (2**33, 2**33))
+    assert stage._helper_hashes() == {"bezoar_utils/schemes/mine.py": files.sha256_file(path)}
+    files.write_bytes(path, b"a = 2\n")
+    os.utime(path, (0, 0))
+    assert files.sha256_file(path) not in stage._helper_hashes().values(), "edited while the stage ran: it matches nothing"
+
+
+def test_a_clock_that_jumps_back_costs_no_progress_and_no_negative_time(home, monkeypatch):
+    clock = iter(range(10**9, 0, -3600))
+    monkeypatch.setattr("time.time", lambda: next(clock))
+    monkeypatch.setenv("BEZOAR_READS", "")
+    opened = open_stage("00_miniature", namespace("00_miniature"))
+    opened.progress(1, 2, "step")
+    assert files.read_json(opened.folder / ".progress.json")["done"] == 1
+    opened.finish()
+    assert files.read_json(opened.folder / stage.DRAFT)["work_seconds"] >= 0

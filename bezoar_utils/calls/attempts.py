@@ -1,6 +1,7 @@
 """One attempt at a call: at which address, what can go wrong, and how long to wait before the next. Nothing is sent here."""
 
 import contextlib
+import ipaddress
 import random
 import re
 import time
@@ -87,7 +88,9 @@ def require_enough(failures: list[str], calls: int, settings: dict, model: str, 
 def through_proxies(url: str) -> bool:
     """Whether the proxies of the environment are meant for this address: never for one of this machine."""
     host = urlsplit(url).hostname or ""
-    return not (host == "localhost" or host == "::1" or host.startswith("127."))
+    with contextlib.suppress(ValueError):
+        return not ipaddress.ip_address(host).is_loopback
+    return host != "localhost"
 
 
 def retry_after_s(header: str | None) -> float | None:

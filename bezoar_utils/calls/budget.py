@@ -5,7 +5,6 @@ Before a call its worst case is reserved on disk, afterwards settled at what it 
 """
 
 import contextlib
-import fcntl
 import json
 import uuid
 from pathlib import Path
@@ -62,7 +61,7 @@ class Budget:
         """The file itself is the lock; the system releases it when the process that holds it dies."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with open(self.path, "ab") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            files.lock(handle)
             yield
 
     def _add_up(self) -> tuple[float, float]:

@@ -171,7 +171,16 @@ class Endpoint:
         workers = min(self.settings["concurrency"], len(calls.waiting))
         async with contextlib.AsyncExitStack() as stack:
             for url in self.urls:
-                calls.addresses.append(Address(url, await stack.enter_async_context(self._client(url, workers))))
+                try:
+                    client = self._client(url, workers)
+                except (
+                    ImportError,
+                    OSError,
+                    ValueError,
+                ) as error:  # SOCKS, a proxy without a scheme, a missing file of certificates
+                    setting = "see HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR in the environment"
+                    raise EndpointError(f"{url} cannot be asked: {self._redacted(error)}; {setting}") from None
+                calls.addresses.append(Address(url, await stack.enter_async_context(client)))
             await asyncio.gather(*(self._work(calls) for _ in range(workers)))
         if calls.error:
             raise calls.error
@@ -266,6 +275,7 @@ class Endpoint:
 
         request, client, names = call.request, address.client, self.settings["parameters"]
         body = {names.get(name, name): value for name, value in request.settings.items() if names.get(name, name)}
+        body |= self.settings.get("extra", {})
         try:
             if request.mode == "chat":
                 turns = {"system": request.system, "user": request.prompt}
@@ -300,8 +310,9 @@ class Endpoint:
         return row | ({"note": note} if note else {})
 
     def _key(self, request: Request) -> str:
+        extra = {"extra": asked} if (asked := self.settings.get("extra")) else {}
         told = {name: value for name, value in vars(request).items() if value or name != "system"}
-        return files.sha256_json({"model": self.model, "version": self.version, **told})
+        return files.sha256_json({"model": self.model, "version": self.version, **extra, **told})
 
     def _worst_usd(self, request: Request) -> float:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""

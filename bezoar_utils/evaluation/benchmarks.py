@@ -1,6 +1,5 @@
 """LM Eval Harness, its own tasks or local ones, with one BOS per request and results per item, from which intervals follow."""
 
-import difflib
 import logging
 import re
 from functools import cache
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from ..data.template import clean_response
 from ..study import files
+from ..study.parts import near
 from ..training import precision
 from . import stats
 
@@ -51,26 +51,58 @@ PUBLISHED = {
 def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -> list:
     """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds.
 
-    `fewshot` is examples per prompt, by task or group of tasks; others keep what the task itself says. Raises ValueError for
-    a task that does not exist, or whose data cannot be read.
+    `fewshot` is examples per prompt, by task or group of tasks, a task within a group before the group; others keep what the task
+    itself says. Raises ValueError for a task that does not exist, or whose data cannot be read.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    names, fewshot = evaluation["tasks"], fewshot or {}
-    if unknown := sorted(set(fewshot) - set(names)):
-        raise ValueError(f"fewshot names {', '.join(unknown)}, but the profile's tasks are {', '.join(names)}")
+    names, fewshot, found = evaluation["tasks"], fewshot or {}, set(evaluation["tasks"])
     folder, opened = evaluation["tasks_from"] and stage.input(evaluation["tasks_from"]), []
     for name in names:
         tasks = [load_task(folder, name)] if folder else harness_task(name)
-        for task in tasks if name in fewshot else ():
-            task.set_config("num_fewshot", fewshot[name])
+        for task in tasks:
+            found.add(task.config.task)
+            shots = fewshot.get(task.config.task, fewshot.get(name))
+            if shots is not None:
+                task.set_config("num_fewshot", shots)
         opened += tasks
+    if unknown := [_stranger(name, found) for name in fewshot if name not in found]:
+        raise ValueError("; ".join(unknown))
     return opened
+
+
+def _stranger(name: str, known: set[str]) -> str:
+    return f"benchmarks.fewshot.{name} is no task of this profile{near(name, known)}; its tasks: {', '.join(sorted(known)[:20])}"
+
+
+def unknown_names(evaluation: dict, fewshot: dict[str, int]) -> list[str]:
+    """What is wrong with the names of the harness's own tasks, by its files alone: none of their data is asked for."""
+    if evaluation["tasks_from"]:
+        return []
+    index = _task_manager().task_index
+    wrong = [
+        f"evaluation.tasks: LM Eval Harness has no task {name!r}{near(name, index)}"
+        for name in evaluation["tasks"]
+        if name not in index
+    ]
+    members = set().union(*(_members(name, index) for name in evaluation["tasks"]))
+    return wrong + [_stranger(name, members) for name in fewshot if name not in members]
+
+
+def _members(what, index: dict) -> set[str]:
+    """A task, group or tag of the harness by name, and all that is in it; a group's file also holds groups of its own."""
+    if isinstance(what, list | set):
+        return set().union(*(_members(item, index) for item in what))
+    if isinstance(what, dict):
+        return _members(what.get("task") or what.get("group"), index)
+    entry = index.get(what)
+    inner = {"TAG": lambda: entry.tags, "GROUP": lambda: (entry.cfg or {}).get("task")}
+    return {what} | _members(inner[entry.kind.name]() or [], index) if entry and entry.kind.name in inner else {what}
 
 
 @cache
 def _task_manager():
     from lm_eval.tasks import TaskManager
 
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return TaskManager()  # looks through the harness's own tasks, which takes ten seconds
 
 
@@ -78,8 +110,7 @@ def harness_task(name: str) -> list:
     """A task that LM Eval Harness itself defines, or the tasks of a group; the hub holds their questions."""
     manager = _task_manager()
     if name not in manager.all_tasks:
-        near = ", ".join(difflib.get_close_matches(name, manager.all_tasks, 3)) or "none"
-        raise ValueError(f"LM Eval Harness has no task {name!r}; similar names: {near}")
+        raise ValueError(f"LM Eval Harness has no task {name!r}{near(name, manager.all_tasks)}")
     try:
         return list(manager.load(name)["tasks"].values())
     except (OSError, ValueError) as error:  # the datasets library has many names for "offline" and "not there"

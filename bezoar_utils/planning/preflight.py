@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..evaluation import benchmarks
 from ..study.profile import ROOT, STAGES, Profile, ProfileError
 from ..training.models import require_template
 from ..training.weights import PACKAGE, facts, local_path, not_a_model
@@ -24,9 +25,16 @@ def impossible(profile: Profile) -> list[str]:
     return [*reasons, *too_large(profile, roles)]
 
 
-def require_possible(profile: Profile) -> None:
-    """Raises ProfileError with every reason of `impossible`."""
-    if reasons := impossible(profile):
+def unknown_tasks(profile: Profile) -> list[str]:
+    """A line for each name that the evaluation harness does not know. Looking through its files takes some seconds."""
+    if not {"20_judge_filter", "60_benchmarks", "75_filter"} & set(profile.chapters()):
+        return []
+    return benchmarks.unknown_names(profile.evaluation.model_dump(), profile.benchmarks.fewshot)
+
+
+def require_possible(profile: Profile, first_run: bool) -> None:
+    """Raises ProfileError with every reason of `impossible`, before a first run also those of `unknown_tasks`."""
+    if reasons := [*impossible(profile), *(unknown_tasks(profile) if first_run else ())]:
         raise ProfileError("\nerror: ".join(reasons))
 
 

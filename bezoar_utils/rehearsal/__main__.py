@@ -34,12 +34,12 @@ def rehearse(name: str, jobs: str, own_data: Path | None, own_models: Path | Non
     that cannot be read.
     """
     profile = load_profile(name)
-    require_possible(profile)
+    require_possible(profile, first_run=True)
     own = fake_hub_files.own_weights(profile, own_models)
     if not needs_stand_ins(profile):
         print(f"{name} needs nothing that this machine lacks: make reproduce PROFILE={name} is its own rehearsal")
         return 0
-    folder, started = RUNS / (REHEARSAL + name), time.time()
+    folder, started = RUNS / (REHEARSAL + name), time.monotonic()
     clear_run(folder)
     print(f"rehearsing {name}: making stand-ins for its models, data sets and endpoints", flush=True)
     with contextlib.ExitStack() as servers:
@@ -47,7 +47,7 @@ def rehearse(name: str, jobs: str, own_data: Path | None, own_models: Path | Non
         hub_url = servers.enter_context(local_server.serving(hub.handler_for(repositories)))
         values = write_profile(profile, folder, serve_endpoints(profile, servers), own)
         code = run_study(folder.name, jobs, environment(profile, folder, hub_url))
-    summary.write(name, profile, values, time.time() - started, finished=code == 0)
+    summary.write(name, profile, values, time.monotonic() - started, finished=code == 0)
     return code
 
 

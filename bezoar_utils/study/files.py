@@ -1,11 +1,17 @@
 """Reading and writing: every file appears whole or not at all (temporary file, fsync, rename)."""
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -22,6 +28,24 @@ def write_bytes(path: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def lock(handle, patient: bool = True) -> None:
+    """Lock an open file until it is closed, or the process ends. Raises BlockingIOError when another has it, unless `patient`.
+
+    Where the file system has no locks, that is said once, and the work goes on.
+    """
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX if patient else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _note_no_locks(Path(handle.name).parent)
+
+
+@cache
+def _note_no_locks(folder: Path) -> None:
+    print(f"note: the file system of {folder} has no locks; do not run two processes there", file=sys.stderr)
 
 
 def write_json(path: Path, value) -> None:

@@ -3,10 +3,12 @@
 A value that has a default here may be left out of a profile and of a parameters cell.
 """
 
+import difflib
 import re
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -18,8 +20,14 @@ ORIGINS = ("artifact", "file", "hub")
 NEVER_MIXED = ("lamini-instruction", "wizardlm_evol_instruct")
 
 
+def near(name, known: Iterable[str]) -> str:
+    """A suggestion in brackets, or nothing where no known name is like this one."""
+    close = difflib.get_close_matches(str(name), [*known], 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):
@@ -58,6 +66,9 @@ class Money(Section):
     prices: dict[str, Annotated[list[Price], Field(min_length=2, max_length=2)]]
 
 
+Sent = Literal["max_tokens", "seed", "stop", "temperature", "top_p"]  # beside model and prompt
+
+
 class Endpoint(Section):
     base_url: str | Annotated[list[str], Field(min_length=1)] | None = None
     local_server: str | None = None
@@ -66,7 +77,8 @@ class Endpoint(Section):
     timeout_s: Annotated[float, Field(gt=0)] = 60.0
     attempts: Positive = 5
     lose_at_most: Share = 0.01
-    parameters: dict[str, str | None] = {}
+    parameters: dict[Sent, str | None] = {}
+    extra: dict[str, JsonValue] = {}
 
     @model_validator(mode="after")
     def one_address(self):
@@ -76,12 +88,25 @@ class Endpoint(Section):
             raise ValueError(f"base_url names an address twice: {', '.join(self.base_url)}")
         if self.api_key_env is not None and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.api_key_env):
             raise ValueError("api_key_env is the NAME of an environment variable in capitals, never the key itself")
+        ours = {*get_args(Sent), *self.parameters.values(), "model", "messages", "prompt", "n", "stream"}
+        if taken := sorted(ours & set(self.extra)):
+            raise ValueError(f"extra names {', '.join(taken)}, which the study sends itself or cannot use; see parameters")
         return self
 
 
 class Launch(Section):
     processes: Positive = 1
     config_file: str | None = None
+
+
+def _holds_prompt(wrapper: str) -> str:
+    try:
+        filled = wrapper.format(prompt="\0")
+    except (LookupError, ValueError, AttributeError):
+        raise ValueError("wrapper must hold {prompt} once and no other braces; double a brace of the text: {{") from None
+    if filled.count("\0") != 1:
+        raise ValueError("wrapper must hold {prompt} once, in single braces")
+    return wrapper
 
 
 class Role(Section):
@@ -92,24 +117,14 @@ class Role(Section):
     licence: str
     endpoint: Endpoint | None = None
     mode: Literal["raw", "chat"]
-    wrapper: str = "{prompt}"
+    wrapper: Annotated[str, AfterValidator(_holds_prompt)] = "{prompt}"
     batch_size: Positive = 8
     four_bit: bool = False
-
-    @model_validator(mode="after")
-    def wrapper_has_prompt(self):
-        try:
-            filled = self.wrapper.format(prompt="\0")
-        except (KeyError, IndexError, ValueError):
-            raise ValueError("wrapper must hold {prompt} once and no other braces; double a brace of the text: {{") from None
-        if filled.count("\0") != 1:
-            raise ValueError("wrapper must hold {prompt} once, in single braces")
-        return self
 
 
 class Teacher(Role):
     mode: Literal["raw", "chat"] = "raw"
-    wrapper: str
+    wrapper: Annotated[str, AfterValidator(_holds_prompt)]
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)] = []
     temperature: Annotated[float, Field(ge=0, le=2)]
     top_p: Rate

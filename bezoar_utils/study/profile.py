@@ -4,18 +4,17 @@
 and the shared sections it uses.
 """
 
-import difflib
+import contextlib
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import ValidationError, create_model
 
-from . import files
-from .parts import ORIGINS, Section
+from .parts import ORIGINS, Section, near
+from .places import Places, read_yaml
 from .schema import Profile, Recipe
 from .stages import CODE, STAGES
 
@@ -25,6 +24,7 @@ PROFILES = ROOT / "profiles"
 REHEARSAL = "rehearse-"  # begins the name of a rehearsal's profile, whose numbers are not results
 
 EVERY_STAGE = ("seed", "threads", "precision")
+SECRET = re.compile("key$|token$|secret|password", re.IGNORECASE)  # in the name of a key whose value is not shown
 TRAININGS = [name for name, field in Profile.model_fields.items() if Recipe in getattr(field.annotation, "__mro__", ())]
 
 
@@ -34,15 +34,24 @@ class ProfileError(ValueError):
 
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     """The profile, checked. Its `recipe` holds what all training sections share; each section says what it does differently."""
-    data = _merged(name, folder, ())
+    try:
+        data, places = _merged(name, folder)
+    except ValueError as error:
+        raise ProfileError(str(error)) from None
     recipe = data.pop("recipe", {})
-    data |= {section: _over(recipe, data[section]) for section in TRAININGS if isinstance(data.get(section), dict)}
-    if seeds := os.environ.get("BEZOAR_SEEDS"):  # make ablations SEEDS=3
-        data["ablations"] = data.get("ablations", {}) | {"seeds": int(seeds) if seeds.isdigit() else seeds}
+    if not isinstance(recipe, dict):
+        raise ProfileError(f"{places['recipe',]}: recipe = {recipe!r}: a section has keys below it")
+    for section in TRAININGS:
+        if isinstance(data.get(section), dict):
+            data[section] = _over(recipe, data[section])
+            places = {(section, *key[1:]): f"{place} (recipe)" for key, place in places.items() if key[0] == "recipe"} | places
+    if (seeds := os.environ.get("BEZOAR_SEEDS")) and isinstance(data.get("ablations"), dict):  # make ablations SEEDS=3
+        data["ablations"] = data["ablations"] | {"seeds": int(seeds) if seeds.isdigit() else seeds}
+        places["ablations", "seeds"] = "SEEDS"
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
-        raise ProfileError("; ".join(_one_line(name, e) for e in error.errors())) from None
+        raise ProfileError(_one_line(error, f"{name}.yaml", places)) from None
 
 
 def stage_parameters(profile: Profile, stage: str, short: bool = False) -> dict:
@@ -75,49 +84,40 @@ def check_parameters(stage: str, values: dict) -> dict:
     try:
         checked = create_model(stage, __base__=Section, **fields).model_validate(sections).model_dump(mode="json")
     except ValidationError as error:
-        raise ProfileError("; ".join(_one_line(f"the parameters of {stage}", e) for e in error.errors())) from None
+        raise ProfileError(_one_line(error, f"the parameters of {stage}", {})) from None
     return {name: checked[name] for name in EVERY_STAGE} | checked[own] | {name: checked[name] for name in STAGES[stage].shared}
 
 
-def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
-    if name.startswith(REHEARSAL) and not seen:
+def _merged(name: str, folder: Path, seen: tuple[str, ...] = (), asked: str = "") -> tuple[dict, Places]:
+    """Raises ValueError. `asked` is the place of the `extends:` that names it."""
+    if str(name).startswith(REHEARSAL) and not seen:
         return _rehearsed(name)
     if name in seen:
-        raise ProfileError(f"{name}: extends itself through {' -> '.join(seen)}")
+        raise ValueError(f"{asked}{name} extends itself through {' -> '.join(seen)}")
     path = folder / f"{name}.yaml"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise ProfileError(f"there is no profile {name!r} ({path.name}); known: {known}")
-    try:
-        data = yaml.load(files.read_text(path), UniqueKeys) or {}  # noqa: S506 it is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
-    except ValueError as error:
-        raise ProfileError(str(error)) from None
-    if not isinstance(data, dict):
-        raise ProfileError(f"{path.name} must be a mapping of keys, got {type(data).__name__}")
-    parent = data.pop("extends", None)
-    return _over(_merged(parent, folder, (*seen, name)), data) if parent else data
+    if not path.is_file():
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        raise ValueError(f"{asked}there is no profile {name!r} ({path.name}){near(name, known)}; known: {', '.join(known)}")
+    data, places = read_yaml(path)
+    if not (parent := data.pop("extends", None)):
+        return data, places
+    base, above = _merged(parent, folder, (*seen, name), f"{places['extends',]}: ")
+    merged = _over(base, data)
+    kept = _keys(merged, ())  # a source that is replaced whole takes its keys' places with it
+    return merged, {key: place for key, place in (above | places).items() if key in kept}
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key stands once: of two, YAML's own reader takes the last, and a whole section is lost without a word."""
-
-    def construct_mapping(self, node, deep=False):
-        lines = {}
-        for key, _ in node.value:
-            if key.value in lines:
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: duplicate key {key.value}, first in line {lines[key.value]}")
-            lines[key.value] = key.start_mark.line + 1
-        return super().construct_mapping(node, deep)
+def _keys(value, above: tuple[str, ...]) -> set[tuple[str, ...]]:
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return {above}.union(*(_keys(below, (*above, str(key))) for key, below in inner))
 
 
-def _rehearsed(name: str) -> dict:
+def _rehearsed(name: str) -> tuple[dict, Places]:
     """What `make rehearse` wrote into the run itself, because it is made again each time."""
     path = ROOT / "runs" / name / "profile.yaml"
     if not path.exists():
-        raise ProfileError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")
-    return yaml.safe_load(files.read_text(path))
+        raise ValueError(f"there is no rehearsal {name!r}: run `make rehearse PROFILE={name.removeprefix(REHEARSAL)}`")
+    return read_yaml(path)
 
 
 def _over(base: dict, changes: dict) -> dict:
@@ -129,22 +129,61 @@ def _over(base: dict, changes: dict) -> dict:
     return merged
 
 
-def _one_line(where: str, error: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "the profile"
-    if error["type"] == "extra_forbidden":
-        siblings = _siblings(error["loc"])
-        close = difflib.get_close_matches(str(error["loc"][-1]), siblings, 1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        return f"{where}: unknown key {key} = {error['input']!r}{hint}; allowed here: {', '.join(siblings)}"
-    if error["type"] == "missing":
-        return f"{where}: {key} is missing"
-    given = "" if isinstance(error["input"], dict) else f" = {error['input']!r}"
-    hint = " (YAML reads it as text: write the number with a point, as in 1.0e-4)" if _number_as_text(error["input"]) else ""
-    return f"{where}: {key}{given}: {error['msg'].removeprefix('Value error, ')}{hint}"
+def _one_line(error: ValidationError, whole: str, places: Places) -> str:
+    """All errors in one line, each with the place of its key; `whole` is the place of what stands nowhere.
+
+    A wrong key of `recipe` is wrong in each training section, and is said once.
+    """
+    lines: dict[tuple, str] = {}
+    for wrong in error.errors():
+        place = _place(wrong, whole, places)
+        name = wrong["loc"][-1:] if place != whole else ()  # without an `extends:` every section is missing
+        lines.setdefault((place, name, wrong["type"]), f"{place}: {_wrong(wrong)}")
+    return "; ".join(lines.values())
 
 
-def _number_as_text(value) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[-+]?\d+([eE][-+]?\d+)", value) is not None
+def _place(wrong: Mapping[str, Any], whole: str, places: Places) -> str:
+    """Where the wrong key stands. Of several that the message names, one that stands in this profile, not in one it extends."""
+    keys = tuple(str(part) for part in wrong["loc"])
+    words = [tuple(word.split(".")) for word in re.findall(r"[a-z_][\w.-]*\w", _message(wrong))]
+    named = [places[keys + word] for word in words if keys + word in places]
+    above = [places[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in places]
+    return next((place for place in named if place.startswith(f"{whole} ")), [*named, *above, whole][0])
+
+
+def _message(wrong: Mapping[str, Any]) -> str:
+    return wrong["msg"].removeprefix("Value error, ")
+
+
+def _wrong(wrong: Mapping[str, Any]) -> str:
+    key, given = ".".join(str(part) for part in wrong["loc"] if part != "[key]"), wrong["input"]
+    shown = "" if isinstance(given, dict) or SECRET.search(key) else f" = {given!r}"
+    if wrong["type"] == "extra_forbidden":
+        siblings = _siblings(wrong["loc"])
+        return f"unknown key {key}{shown}{near(wrong['loc'][-1], siblings)}; allowed here: {', '.join(siblings)}"
+    if wrong["type"] == "missing":
+        return f"{key} is missing" + ("" if "." in key else " (begin the profile with `extends: mini`, which has every key)")
+    return f"{key}{shown}: {_message(wrong)}{_hint(wrong)}" if key else _message(wrong)
+
+
+def _hint(wrong: Mapping[str, Any]) -> str:
+    """How to write what YAML reads otherwise than people do, or what may have been meant."""
+    given, kind = wrong["input"], wrong["type"]
+    if given is None:
+        return " (nothing stands there)"
+    if kind == "literal_error":
+        return near(given, re.findall("'([^']+)'", wrong["ctx"]["expected"]))
+    if kind == "string_type":
+        return " (YAML reads yes, no, on and off as true and false: quote it)" if isinstance(given, bool) else " (quote it)"
+    if kind == "bool_type":
+        return " (write true or false, without quotes)"
+    if kind == "model_type":
+        return " (a section has keys below it)"
+    if kind in ("int_type", "float_type") and isinstance(given, str):
+        with contextlib.suppress(ValueError):
+            float(given)
+            return " (YAML reads it as text: no quotes, and a point before an exponent, as in 1.0e-4)"
+    return ""
 
 
 def _siblings(location: tuple) -> list[str]:

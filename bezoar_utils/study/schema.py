@@ -1,5 +1,6 @@
 """The schema of a profile: one section a stage, and the profile that holds them all."""
 
+from difflib import get_close_matches
 from operator import attrgetter
 from typing import Annotated, Literal, get_args
 
@@ -21,6 +22,7 @@ from .parts import (
     Section,
     Source,
     Teacher,
+    near,
 )
 from .stages import STAGES
 
@@ -165,15 +167,8 @@ class HhSft(SupervisedRecipe):
     merge_onto: Literal["dequantised", "full_precision"]
 
 
-def _known_changes(methods: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    known = ("beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps")
-    if unknown := sorted({key for changes in methods.values() for key in changes} - set(known)):
-        raise ValueError(f"a method changes {', '.join(unknown)}; it may change {', '.join(known)}")
-    return methods
-
-
+Change = Literal["beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps"]
 Method = Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
-Methods = Annotated[dict[Method, dict[str, float]], AfterValidator(_known_changes)]
 
 
 class Dpo(Recipe):
@@ -232,7 +227,7 @@ class Ablations(Section):
     dpo_steps: Annotated[int, Field(ge=2)]
     order: list[Schemes]
     ranks: list[Positive]
-    methods: Methods
+    methods: dict[Method, dict[Change, float]]
     sampled_prompts: Positive
 
     @model_validator(mode="after")
@@ -242,8 +237,19 @@ class Ablations(Section):
         return self
 
 
+def _known_stage(name: str) -> str:
+    if name not in STAGES:
+        raise ValueError(f"this is not a stage{near(name, STAGES)}; known: {', '.join(STAGES)}")
+    return name
+
+
+def _mistyped(name: str, tasks: list[str]) -> bool:
+    """Whether this means one of the tasks; else it may be a task within a group, which only the harness knows (`make plan`)."""
+    return bool(get_close_matches(name, tasks, 1, 0.85)) and not any(name.startswith(f"{task}_") for task in tasks)
+
+
 class Profile(Section):
-    stages: list[str] | None
+    stages: Annotated[list[Annotated[str, AfterValidator(_known_stage)]], Field(min_length=1)] | None
     seed: Count
     threads: Positive
     precision: Literal["auto", "bfloat16", "float16", "float32"]
@@ -276,18 +282,21 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def names_exist_and_calls_have_a_price(self):
-        if unknown := [stage for stage in self.stages or () if stage not in STAGES]:
-            raise ValueError(f"stages names {', '.join(unknown)}; known: {', '.join(STAGES)}")
-        if strangers := {name for pair in self.mt_bench.pairs for name in pair} - set(self.checkpoints):
-            known = ", ".join(self.checkpoints)
-            raise ValueError(f"mt_bench.pairs names {', '.join(sorted(strangers))}, which is not a checkpoint; known: {known}")
+        for number, name in (
+            (n, name) for n, pair in enumerate(self.mt_bench.pairs) for name in pair if name not in self.checkpoints
+        ):
+            known = f"{near(name, self.checkpoints)}; known: {', '.join(self.checkpoints)}"
+            raise ValueError(f"mt_bench.pairs.{number} names {name}, which is not a checkpoint{known}")
+        for name in set(self.benchmarks.fewshot) - set(self.evaluation.tasks):
+            if self.evaluation.tasks_from or _mistyped(name, self.evaluation.tasks):
+                known = f"{near(name, self.evaluation.tasks)}; known: {', '.join(self.evaluation.tasks)}"
+                raise ValueError(f"benchmarks.fewshot.{name} is not one of evaluation.tasks{known}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
-        for asked in self.model_roles().values():
+        for role, asked in self.model_roles().items():
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
-                raise ValueError(
-                    f"money.prices lacks {asked.model!r}, which answers at a remote endpoint ([0, 0] when it is yours)"
-                )
+                lacks = f"money.prices lacks {asked.model!r}{near(asked.model, self.money.prices)}"
+                raise ValueError(f"{role}.model answers at a remote endpoint, and {lacks}; [0, 0] when it is yours")
         return self
 
     def chapters(self) -> list[str]:

@@ -5,8 +5,6 @@ Inside a notebook:  `stage = open_stage("50_dpo", globals())` … `stage.input(.
 """
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -25,6 +23,9 @@ NOTEBOOKS = ROOT / "notebooks"
 DRAFT = "stage.draft.json"  # what the notebook itself knows; the runner turns it into stage.json
 # What lies in these moves files, plans and draws progress; it cannot change a result, so it makes no stage stale.
 WITHOUT_RESULTS = ("study", "planning", "run")
+AT_FIRST = {
+    str(p.relative_to(CODE)): files.sha256_file(p) for p in (CODE / "bezoar_utils").rglob("*.py")
+}  # before a stage can begin
 
 
 class StageError(RuntimeError):
@@ -40,7 +41,7 @@ class Stage:
     parameters: dict
     folder: Path
     reads: tuple[str, ...] | None  # None: interactive, any finished stage may be read
-    started: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
     inputs: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
@@ -88,7 +89,7 @@ class Stage:
         It is not an artifact, and is removed when the stage is finished.
         """
         folder = self.output(f"{CHECKPOINTS}/{name}/key.json").parent
-        key = files.sha256_json([self.inputs, self.parameters, notebook_hash(self.name), _helper_hashes(self.started)])
+        key = files.sha256_json([self.inputs, self.parameters, notebook_hash(self.name), _helper_hashes()])
         if not (folder / "key.json").exists() or files.read_json(folder / "key.json") != key:
             shutil.rmtree(folder)
             files.write_json(folder / "key.json", key)
@@ -114,8 +115,8 @@ class Stage:
 
     def progress(self, done: int, total: int, what: str) -> None:
         """Say how far the stage is; shown by the runner. Written at most twice a second."""
-        if time.time() - self._reported > 0.5 or done == total:
-            self._reported = time.time()
+        if time.monotonic() - self._reported > 0.5 or done == total:
+            self._reported = time.monotonic()
             files.write_json(self.folder / ".progress.json", {"done": done, "total": total, "what": what})
 
     def reporter(self, what: str):
@@ -133,13 +134,13 @@ class Stage:
             "parameters": self.parameters,
             "inputs": self.inputs,
             "outputs": _hash_outputs(self.folder),
-            "code": _helper_hashes(self.started),
+            "code": _helper_hashes(),
             "metrics": self.metrics,
             "notes": self.notes,
             "counts": self.counts,
             "versions": _versions(),
             "seed": self.parameters["seed"],
-            "work_seconds": round(time.time() - self.started, 2),
+            "work_seconds": round(time.monotonic() - self.started, 2),
         }
         target = DRAFT if self.reads is not None else "stage.json"
         files.write_json(self.folder / target, draft)
@@ -194,21 +195,16 @@ _locks: list[IO[str]] = []  # held until the process ends
 def _lock(folder: Path, patience_s: float = 30) -> None:
     """One process a stage folder: after a kill, an orphaned kernel may live a moment longer than its runner."""
     handle = open(folder / ".lock", "w")  # noqa: SIM115 held until the process ends
-    deadline = time.time() + patience_s
+    deadline = time.monotonic() + patience_s
     while True:
         with contextlib.suppress(BlockingIOError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.ENOSYS, errno.ENOTSUP):
-                    raise
-                print(f"note: the file system of {folder} has no locks; do not run two processes there", file=sys.stderr)
+            files.lock(handle, patient=False)
             _locks.append(handle)
             return
         # a notebook run again from the top in one kernel holds the lock already
         if any(h.name == handle.name for h in _locks):
             return
-        if time.time() > deadline:
+        if time.monotonic() > deadline:
             raise StageError(f"another process is working in {folder}; end it first")
         time.sleep(0.2)
 
@@ -244,17 +240,15 @@ def _hash_outputs(folder: Path) -> dict[str, dict]:
     return {str(p.relative_to(folder)): {"sha256": files.sha256_file(p), "bytes": p.stat().st_size} for p in paths}
 
 
-def _helper_hashes(started: float) -> dict[str, str]:
+def _helper_hashes() -> dict[str, str]:
     """The helper modules this process has loaded, by content: exactly the code the chapter used.
 
-    A module edited while the stage ran gets a hash that matches nothing, so that the stage counts as stale.
+    A module edited since gets a hash that matches nothing, so that the stage counts as stale. Dates may lie, and are not looked at.
     """
     names = [name for name in sys.modules if name.startswith("bezoar_utils.") and name.split(".")[1] not in WITHOUT_RESULTS]
     paths = {Path(sys.modules[name].__file__ or "") for name in names}
-    return {
-        str(p.relative_to(CODE)): files.sha256_file(p) if p.stat().st_mtime < started else "edited while the stage ran"
-        for p in sorted(paths)
-    }
+    now = {str(p.relative_to(CODE)): files.sha256_file(p) for p in sorted(paths)}
+    return {path: sha if sha == AT_FIRST.get(path) else "edited while the stage ran" for path, sha in now.items()}
 
 
 def _versions() -> dict[str, str]:
