@@ -283,3 +283,17 @@ def test_a_local_folder_of_pinned_bin_weights_is_converted_once_as_openllama_com
     folder, _ = models.locate_model(SimpleNamespace(profile="mine"), "base", None)
     loaded = models.load_model(folder).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "tokenizer.json"])
+def test_whatever_file_a_tokenizer_lives_in_comes_from_the_hub(name, model_folder, tmp_path, monkeypatch):
+    import fnmatch
+
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, allow_patterns, **__: asked.extend(allow_patterns) or model_folder
+    )
+    models.locate_model("some/model", "0" * 40, SimpleNamespace(profile="tiny", inputs={}))
+    assert any(fnmatch.fnmatch(name, pattern) for pattern in asked)
