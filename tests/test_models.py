@@ -292,8 +292,11 @@ def test_whatever_file_a_tokenizer_lives_in_comes_from_the_hub(name, model_folde
     import huggingface_hub
 
     asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda *_, allow_patterns, **__: asked.extend(allow_patterns) or model_folder
-    )
-    models.locate_model("some/model", "0" * 40, SimpleNamespace(profile="tiny", inputs={}))
+
+    def download(*_, allow_patterns, **__):
+        asked.extend(allow_patterns)
+        return model_folder
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    models.locate_model(SimpleNamespace(profile="tiny", inputs={}), "some/model", "0" * 40)
     assert any(fnmatch.fnmatch(name, pattern) for pattern in asked)
