@@ -311,8 +311,10 @@ def test_an_address_of_this_machine_is_never_asked_through_a_proxy(ledger, monke
         ("http://127.8.8.8/v1", False),
         ("http://localhost:1/v1", False),
         ("http://[::1]:1/v1", False),
-    ]
-    + [("http://127.0.0.1.example.com/v1", True), ("http://10.0.0.1/v1", True), ("https://example.com/v1", True)],
+        ("http://127.0.0.1.example.com/v1", True),
+        ("http://10.0.0.1/v1", True),
+        ("https://example.com/v1", True),
+    ],
 )
 def test_only_addresses_of_this_machine_pass_by_the_proxies(url, through):
     assert attempts.through_proxies(url) == through

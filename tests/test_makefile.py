@@ -42,7 +42,7 @@ def chapter(stage, work, extra_parameter=""):
 
 @pytest.fixture
 def study(tmp_path):
-    """A folder with two chapters, whose name is none that a format string or ASCII would like, and a function that runs make there."""
+    """Two chapters in a folder whose name no format string and no ASCII would like, and a function that runs make there."""
     tmp_path = tmp_path / "stüdy-{x}"
     tmp_path.mkdir()
     shutil.copytree(CODE / "profiles", tmp_path / "profiles")

@@ -63,6 +63,11 @@ def test_every_format_gives_the_same_rows(tmp_path, name):
     assert read_rows(tmp_path / name, TEXTS) == read_rows(tmp_path / name, ("response",)) == ROWS
 
 
+def test_a_column_that_the_first_row_lacks_is_read_all_the_same(tmp_path):
+    rows = [{"a": "x"}, {"a": "y", "gpt4_status": "Accept"}]
+    assert read_rows(jsonl(tmp_path / "a.jsonl", rows), ("a",))[1]["gpt4_status"] == "Accept"
+
+
 def test_a_text_longer_than_the_csv_default_is_read(tmp_path):
     (tmp_path / "a.csv").write_text(f"text\n{'x' * 200_000}\n")
     assert len(read_rows(tmp_path / "a.csv", ("text",))[0]["text"]) == 200_000

