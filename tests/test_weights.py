@@ -134,10 +134,8 @@ def test_weights_come_from_the_hub_once_and_tokenizer_files_come_along(root, use
     for extra in (
         "pytorch_model.bin",
         "consolidated.safetensors",
-        "merges.txt",
-        "chat_template.jinja",
-        "tokenizer.model",
         "big.onnx",
+        *TOKENIZER_FILES,
     ):
         (folder / extra).write_text("x")
     (folder / "onnx").mkdir()
