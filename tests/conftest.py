@@ -56,12 +56,13 @@ def lora():
 
 
 @pytest.fixture
-def use_hub(monkeypatch):
-    """`use_hub(address)`: huggingface_hub is online and asks the server at that address."""
+def use_hub(monkeypatch, tmp_path):
+    """`use_hub(address)`: huggingface_hub is online, asks the server at that address, and keeps what it gets for this test alone."""
     from huggingface_hub import constants
 
     def use(address: str) -> None:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
