@@ -8,6 +8,13 @@ import tempfile
 from pathlib import Path
 
 
+class OneLineError(ValueError):
+    """An error about what people wrote. Its message is one line, whatever signs it quotes."""
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -78,6 +85,20 @@ def read_jsonl(path: Path) -> list[dict]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
+
+
+def strict_json(text: str | bytes):
+    """A JSON value. Raises ValueError also when a key stands twice, for neither value can be meant, and for endless nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _each_once(fields: list[tuple[str, object]]) -> dict:
+    if len(dict(fields)) < len(fields):
+        raise ValueError(f"a key stands twice: {', '.join(key for key, _ in fields)}")
+    return dict(fields)
 
 
 def to_jsonl(rows: list[dict]) -> bytes:

@@ -19,7 +19,7 @@ NEVER_MIXED = ("lamini-instruction", "wizardlm_evol_instruct")
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Source(Section):

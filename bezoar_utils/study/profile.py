@@ -28,13 +28,16 @@ EVERY_STAGE = ("seed", "threads", "precision")
 TRAININGS = [name for name, field in Profile.model_fields.items() if Recipe in getattr(field.annotation, "__mro__", ())]
 
 
-class ProfileError(ValueError):
+class ProfileError(files.OneLineError):
     """A profile that cannot work. The message is one line: file, key, value, what is allowed."""
 
 
 def load_profile(name: str, folder: Path = PROFILES) -> Profile:
     """The profile, checked. Its `recipe` holds what all training sections share; each section says what it does differently."""
     data = _merged(name, folder, ())
+    for section in ("recipe", "ablations"):
+        if not isinstance(data.get(section, {}), dict):
+            raise ProfileError(f"{name}: {section} must be a mapping of keys, got {data[section]!r}")
     recipe = data.pop("recipe", {})
     data |= {section: _over(recipe, data[section]) for section in TRAININGS if isinstance(data.get(section), dict)}
     if seeds := os.environ.get("BEZOAR_SEEDS"):  # make ablations SEEDS=3
@@ -89,14 +92,18 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...]) -> dict:
         known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ProfileError(f"there is no profile {name!r} ({path.name}); known: {known}")
     try:
-        data = yaml.load(files.read_text(path), UniqueKeys) or {}  # noqa: S506 it is a SafeLoader
-    except yaml.YAMLError as error:
-        raise ProfileError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
+        text = files.read_text(path)
     except ValueError as error:
         raise ProfileError(str(error)) from None
+    try:
+        data = yaml.load(text, UniqueKeys) or {}  # noqa: S506 it is a SafeLoader
+    except Exception as error:  # a date or a tag that cannot be raises whatever Python does
+        raise ProfileError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ProfileError(f"{path.name} must be a mapping of keys, got {type(data).__name__}")
     parent = data.pop("extends", None)
+    if not isinstance(parent, str | None):
+        raise ProfileError(f"{path.name}: extends must be the name of a profile, got {parent!r}")
     return _over(_merged(parent, folder, (*seen, name)), data) if parent else data
 
 
@@ -106,9 +113,9 @@ class UniqueKeys(yaml.SafeLoader):
     def construct_mapping(self, node, deep=False):
         lines = {}
         for key, _ in node.value:
-            if key.value in lines:
+            if str(key.value) in lines:  # a list or a mapping as a key is refused below
                 raise yaml.YAMLError(f"line {key.start_mark.line + 1}: duplicate key {key.value}, first in line {lines[key.value]}")
-            lines[key.value] = key.start_mark.line + 1
+            lines[str(key.value)] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
 
 
