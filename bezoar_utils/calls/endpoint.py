@@ -32,6 +32,7 @@ from .attempts import (
 from .budget import Budget, BudgetReached, cost_usd
 from .ledger import Answers, Ledger
 from .replies import Reply, answer, counted_tokens, reply_of, require_whole
+from .secret import without_key
 
 BUDGET_WAIT_S = 0.05
 TEMPLATE_TOKENS = 64  # what a chat template adds, at most; a text itself has no more tokens than UTF-8 bytes
@@ -278,7 +279,7 @@ class Endpoint:
             self._settle(call, 0.0)
             where, retry_after = f"{address.url} refuses model {self.model}", error.response.headers.get("retry-after")
             return status_error(error.status_code, self._redacted(error), retry_after, where)
-        except ValueError as error:  # the body is not JSON
+        except (ValueError, RecursionError) as error:  # the body is not JSON
             return Unanswered("bad body", self._redacted(getattr(error, "doc", error)))
 
     def _row(self, call: _Call, completion) -> dict:
@@ -290,12 +291,14 @@ class Endpoint:
             text, note = answer(completion.choices[0], call.request.mode)
         except (AttributeError, LookupError, TypeError):
             raise Unanswered("bad body", self._redacted(completion)) from None
-        tokens = counted_tokens(completion)
+        tokens = counted_tokens(completion, text)
         require_whole(call.request.prompt, tokens)
+        if tokens and cost_usd(self.price, *tokens) > call.worst_usd:
+            tokens = None  # more than was asked for: a count that cannot be
         usd = cost_usd(self.price, *tokens) if tokens else call.worst_usd
         tokens_in, tokens_out = tokens or (0, 0)
         row = {"key": call.key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
-        return row | ({"note": note} if note else {})
+        return row | ({"note": self._redacted(note)} if note else {})
 
     def _key(self, request: Request) -> str:
         return files.sha256_json({"model": self.model, "version": self.version, **vars(request)})
@@ -304,15 +307,14 @@ class Endpoint:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
         if not any(self.price):
             return 0.0
-        sent = "max_tokens" in request.settings and self.settings["parameters"].get("max_tokens", "max_tokens")
-        if not sent:
+        most, sent = request.settings.get("max_tokens"), self.settings["parameters"].get("max_tokens", "max_tokens")
+        if not sent or not isinstance(most, int) or most < 1:  # to some servers -1 means without end
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
-        return cost_usd(self.price, len(request.prompt.encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"])
+        return cost_usd(self.price, len(request.prompt.encode()) + TEMPLATE_TOKENS, most)
 
     def _redacted(self, error) -> str:
-        """One short line without the key, which providers like to repeat in their error texts."""
-        text = " ".join(str(error).split())
-        return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
+        """One short line without the key, which providers like to repeat in their error texts. Cut last: half a key is one too."""
+        return without_key(str(error), self._secret)[:300]
 
 
 def _run_in_thread(calls) -> None:
