@@ -81,7 +81,7 @@ def _require_empty(message, said: str | None, reason) -> None:
 def counted_tokens(completion, text: str) -> tuple[int, int] | None:
     """(prompt tokens, reply tokens) as the server counts them; None when it does not, or counts what cannot be."""
     usage = getattr(completion, "usage", None)
-    read, written = (getattr(usage, f"{name}_tokens", None) for name in ("prompt", "completion"))
+    read, written = (getattr(usage, f"{name}_tokens", -1) for name in ("prompt", "completion"))
     if not all(type(count) is int and 0 <= count <= MOST_TOKENS for count in (read, written)):
         return None
     return (read, written) if read and (written or not text) else None

@@ -202,9 +202,10 @@ def _checked(row, kinds: dict[str, type], place: str) -> dict:
         raise SourceError(f"{place} is not a mapping of columns to values")
     _require_columns(row, kinds, place)
     for column, value in row.items():
-        kind = kinds.get(column)
-        if (kind and not _fits(value, kind)) or HALF_CHARACTER.search(json.dumps([column, value], ensure_ascii=False, default=str)):
-            raise SourceError(f"{place}: {column} must be {KINDS[kind or str]}, got {value!r:.40}")
+        if column in kinds and not _fits(value, kinds[column]):
+            raise SourceError(f"{place}: {column} must be {KINDS[kinds[column]]}, got {value!r:.40}")
+        if HALF_CHARACTER.search(json.dumps([column, value], ensure_ascii=False, default=str)):
+            raise SourceError(f"{place}: {column} must be text of whole characters, got {value!r:.60}")
     return row
 
 

@@ -24,7 +24,7 @@ def impossible(profile: Profile) -> list[str]:
 def require_possible(profile: Profile) -> None:
     """Raises ProfileError with every reason of `impossible`."""
     if reasons := impossible(profile):
-        raise ProfileError("\nerror: ".join(reasons))
+        raise ProfileError(*reasons)
 
 
 def notes(profile: Profile) -> list[str]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 
 class OneLineError(ValueError):
-    """An error about what people wrote. Its message is one line, whatever signs it quotes."""
+    """An error about what people wrote. Each message is one line, whatever signs it quotes."""
 
-    def __init__(self, message: str):
-        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
+    def __init__(self, *messages: str):
+        lines = ("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message) for message in messages)
+        super().__init__("\nerror: ".join(lines))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

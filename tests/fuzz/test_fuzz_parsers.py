@@ -93,10 +93,10 @@ def test_tagged_instructions_come_back_in_their_order(instructions, between):
 @pytest.mark.parametrize("piece", ["example", "1", "1 .", "- ", "<", "< example", "</ ", "<example", "instruction 1"])
 @pytest.mark.parametrize("filler", [" ", "1", "example", "\n", "- "])
 def test_no_completion_takes_long_to_read(piece, filler):
-    before = time.perf_counter()
+    before = time.process_time()
     lamini.parse_instructions(f"<example>{piece}{filler * 20_000}x</example>")
     lamini.parse_instructions(f"<example>{(piece + filler) * 10_000}")
-    assert time.perf_counter() - before < 1.0
+    assert time.process_time() - before < 0.3
 
 
 # ------------------------------------------------------------------------------------------------- Evol-Instruct and Orca

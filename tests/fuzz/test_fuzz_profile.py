@@ -16,12 +16,19 @@ WHOLE = yaml.safe_load(MINI)
 KEYS = sorted(flat(WHOLE))
 VALUE = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
         st.sampled_from(["hub", "x/y", "1e-4", "2024-01-01", "auto", 10**30, "\ud83d", "a\nb", "http://h/v1"]),
     ),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.one_of(st.text(max_size=5), st.sampled_from(["hub", "file", "licence"])), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.one_of(st.text(max_size=5), st.sampled_from(["hub", "file", "licence"])), inner, max_size=2)
+    ),
     max_leaves=4,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +76,56 @@ def test_any_value_at_any_key_is_a_profile_or_one_line(folder, key, value, level
 
 
 LINES = st.sampled_from(
-    ["extends: mini", "extends: mine", "extends: 5", "extends: [mini]", "seed: 3", "seed: 3.5", "dpo: {beta: 0.5}", "dpo: 5", "dpo:",
-     "  beta: 0.2", "recipe: 5", "recipe: {steps: 4}", "sft: {steps: 8, epochs: 1.0}", "? [a]\n: b", "? {a: b}\n: c", "<<: 5", "a: &a [*a]",
-     "a: &a {b: *a}", "b: *a", "2024-13-45: 1", "x: 2024-13-45", "1: 2", "null: 3", "~: 1", "!!python/object:os.system x: 1",
-     "x: !!binary '\u00e4'", "x: 0x_", "x: 1:99:99", "x: !!int abc", "x: !!float x", "x: !!timestamp x", "x: !!set {a, b}", "- 1", "%YAML 9.9", "---", "...", "\t", "{", "]", "'", "\ufeff",
-     'x: "\\ud83d"', "stages: [10_lamini]", "mt_bench: {pairs: [[a, b]]}", "teacher: {endpoint: {base_url: 5}}", "=: 1", "y: =" ]
-)  # fmt: skip
+    [
+        "extends: mini",
+        "extends: mine",
+        "extends: 5",
+        "extends: [mini]",
+        "seed: 3",
+        "seed: 3.5",
+        "dpo: {beta: 0.5}",
+        "dpo: 5",
+        "dpo:",
+        "  beta: 0.2",
+        "recipe: 5",
+        "recipe: {steps: 4}",
+        "sft: {steps: 8, epochs: 1.0}",
+        "? [a]\n: b",
+        "? {a: b}\n: c",
+        "<<: 5",
+        "a: &a [*a]",
+        "a: &a {b: *a}",
+        "b: *a",
+        "2024-13-45: 1",
+        "x: 2024-13-45",
+        "1: 2",
+        "null: 3",
+        "~: 1",
+        "!!python/object:os.system x: 1",
+        "x: !!binary '\u00e4'",
+        "x: 0x_",
+        "x: 1:99:99",
+        "x: !!int abc",
+        "x: !!float x",
+        "x: !!timestamp x",
+        "x: !!set {a, b}",
+        "- 1",
+        "%YAML 9.9",
+        "---",
+        "...",
+        "\t",
+        "{",
+        "]",
+        "'",
+        "\ufeff",
+        'x: "\\ud83d"',
+        "stages: [10_lamini]",
+        "mt_bench: {pairs: [[a, b]]}",
+        "teacher: {endpoint: {base_url: 5}}",
+        "=: 1",
+        "y: =",
+    ]
+)
 
 
 @given(st.lists(st.one_of(LINES, st.text(max_size=12)), max_size=5))

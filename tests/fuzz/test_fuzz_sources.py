@@ -97,10 +97,26 @@ def test_cells_are_their_rows_or_one_line(tmp_path, header, cells, delimiter, en
 
 
 TYPES = st.sampled_from(
-    [pa.int64(), pa.float64(), pa.string(), pa.large_string(), pa.bool_(), pa.null(), pa.binary(), pa.list_(pa.string()),
-     pa.struct([("x", pa.string())]), pa.map_(pa.string(), pa.int64()), pa.timestamp("ns"), pa.timestamp("s"), pa.date32(),
-     pa.duration("ns"), pa.time64("ns"), pa.decimal128(38, 5), pa.dictionary(pa.int32(), pa.string())]
-)  # fmt: skip
+    [
+        pa.int64(),
+        pa.float64(),
+        pa.string(),
+        pa.large_string(),
+        pa.bool_(),
+        pa.null(),
+        pa.binary(),
+        pa.list_(pa.string()),
+        pa.struct([("x", pa.string())]),
+        pa.map_(pa.string(), pa.int64()),
+        pa.timestamp("ns"),
+        pa.timestamp("s"),
+        pa.date32(),
+        pa.duration("ns"),
+        pa.time64("ns"),
+        pa.decimal128(38, 5),
+        pa.dictionary(pa.int32(), pa.string()),
+    ]
+)
 COLUMN = st.tuples(
     TYPES,
     st.lists(
