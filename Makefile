@@ -36,7 +36,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report compare reference check-reference ablations test lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report compare reference check-reference ablations test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
 comma := ,
 STUDY := $(PY) -m bezoar_utils.run
@@ -151,6 +151,9 @@ lab: setup ## open JupyterLab with the kernel ready
 
 test: setup ## all quick tests (slow, gpu, paid and index ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile tests
+
+fuzz: setup ## inputs nobody thought of, 2,000 new ones for each test of tests/fuzz (about 15 minutes)
+	@FUZZ=long HF_HUB_OFFLINE=1 $(PY) -m pytest -q -n $(JOBS) tests/fuzz
 
 lint: setup ## format, style, the order of the rooms, types
 	@$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(dir $(PY))lint-imports && $(PY) -m mypy

@@ -57,7 +57,7 @@ def lora():
 
 @pytest.fixture
 def use_hub(monkeypatch, tmp_path):
-    """`use_hub(address)`: huggingface_hub is online, asks the server at that address, and keeps what it gets for this test alone."""
+    """`use_hub(address)`: huggingface_hub is online, asks the server at that address, and keeps what it gets for one test."""
     from huggingface_hub import constants
 
     def use(address: str) -> None:

@@ -78,7 +78,7 @@ def test_a_file_of_reference_answers_takes_the_place_of_the_rows_own(read):
         (question(7, turns=["one", "two", "three"]), "question 7: turns.*2"),
         (question(7, turns=["one", 2]), "question 7: turns.*string.*2"),
         (question(7, turns=["one", None]), "question 7: turns.*string.*None"),
-        (question(7, turns=["one", "half \ud83d"]), "question 7: turns.*ud83d"),
+        (question(7, turns=["one", "half \ud83d"]), "line 2: turns.*ud83d"),
         (question(7, turns=["one", " \n"]), "question 7: turn 2 .*empty"),
         (question(7, turns=["", "two"]), "question 7: turn 1 .*empty"),
         (question(7, reference="text"), "question 7: reference.*list"),

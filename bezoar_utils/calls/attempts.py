@@ -22,6 +22,7 @@ REFUSED = {
     "422",
     "prompt cut",
     "only thinking",
+    "tool call",
 }  # not tried twice in a run; asked again in the next
 A_DOZEN = 12  # failures of one kind in a row, after which going on is pointless
 # What providers say, in words that changed little over the years

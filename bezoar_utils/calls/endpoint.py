@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,8 +29,10 @@ from .attempts import (
     through_proxies,
 )
 from .budget import Budget, BudgetReached, cost_usd
+from .in_thread import run_in_thread
 from .ledger import Answers, Ledger
 from .replies import Reply, answer, counted_tokens, reply_of, require_whole
+from .secret import without_key
 
 BUDGET_WAIT_S = 0.05
 TEMPLATE_TOKENS = 64  # what a chat template adds, at most; a text itself has no more tokens than UTF-8 bytes
@@ -161,7 +162,7 @@ class Endpoint:
         answers, by_key = Answers(keys, self.ledger.finished, progress), dict(zip(keys, requests))
         calls = deque(_Call(key, by_key[key], self._worst_usd(by_key[key])) for key in answers.missing)
         if calls:
-            _run_in_thread(self._send(_Round(calls, answers)))
+            run_in_thread(self._send(_Round(calls, answers)))
         replies = {key: reply_of(row) for key, row in answers.rows.items()}
         failures = [replies[key].failure for key in keys if replies[key].text is None]
         require_enough(failures, len(keys), self.settings, self.model, self._last_error)
@@ -290,7 +291,7 @@ class Endpoint:
             self._settle(call, 0.0)
             where, retry_after = f"{address.url} refuses model {self.model}", error.response.headers.get("retry-after")
             return status_error(error.status_code, self._redacted(error), retry_after, where)
-        except ValueError as error:  # the body is not JSON
+        except (ValueError, RecursionError) as error:  # the body is not JSON
             return Unanswered("bad body", self._redacted(getattr(error, "doc", error)))
 
     def _row(self, call: _Call, completion) -> dict:
@@ -302,12 +303,14 @@ class Endpoint:
             text, note = answer(completion.choices[0], call.request.mode)
         except (AttributeError, LookupError, TypeError):
             raise Unanswered("bad body", self._redacted(completion)) from None
-        tokens = counted_tokens(completion)
+        tokens = counted_tokens(completion, text)
         require_whole(call.request.prompt, tokens)
+        if tokens and cost_usd(self.price, *tokens) > call.worst_usd:
+            tokens = None  # more than was asked for: a count that cannot be
         usd = cost_usd(self.price, *tokens) if tokens else call.worst_usd
         tokens_in, tokens_out = tokens or (0, 0)
         row = {"key": call.key, "text": text, "tokens_in": tokens_in, "tokens_out": tokens_out, "cost_usd": usd}
-        return row | ({"note": note} if note else {})
+        return row | ({"note": self._redacted(note)} if note else {})
 
     def _key(self, request: Request) -> str:
         extra = {"extra": asked} if (asked := self.settings.get("extra")) else {}
@@ -318,34 +321,11 @@ class Endpoint:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
         if not any(self.price):
             return 0.0
-        sent = "max_tokens" in request.settings and self.settings["parameters"].get("max_tokens", "max_tokens")
-        if not sent:
+        most, sent = request.settings.get("max_tokens"), self.settings["parameters"].get("max_tokens", "max_tokens")
+        if not sent or not isinstance(most, int) or most < 1:  # to some servers -1 means without end
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
-        return cost_usd(
-            self.price, len((request.system + request.prompt).encode()) + TEMPLATE_TOKENS, request.settings["max_tokens"]
-        )
+        return cost_usd(self.price, len((request.system + request.prompt).encode()) + TEMPLATE_TOKENS, most)
 
     def _redacted(self, error) -> str:
-        """One short line without the key, which providers like to repeat in their error texts."""
-        text = " ".join(str(error).split())
-        return (text.replace(self._secret, "[key]") if self._secret else text)[:300]
-
-
-def _run_in_thread(calls) -> None:
-    """Run a coroutine in its own thread, because a Jupyter kernel already has a running loop here. An interrupt ends it."""
-    cancel = []
-
-    async def cancellable() -> None:
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task
-        cancel.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        await calls
-
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(asyncio.run, cancellable())
-        try:
-            running.result()
-        except BaseException:
-            with contextlib.suppress(IndexError, RuntimeError):  # not started yet, or already over
-                cancel[0]()
-            raise
+        """One short line without the key, which providers like to repeat in their error texts. Cut last: half a key is one too."""
+        return without_key(str(error), self._secret)[:300]

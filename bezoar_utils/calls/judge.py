@@ -10,8 +10,9 @@ import re
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from ..study import files
 from .endpoint import record_calls
 from .engine import open_engine, request
 from .replies import CUT_SHORT, Reply
@@ -98,8 +99,8 @@ def parse_verdict(kind: type[Judgement], text: str | None) -> Judgement | None:
     body = (text or "").strip().removesuffix("```").rstrip()
     last_line = body.rpartition("\n")[2]  # not splitlines(): a reason may quote the signs it splits at
     try:
-        return kind.model_validate_json(last_line)
-    except ValidationError:
+        return kind.model_validate(files.strict_json(last_line))
+    except ValueError:
         return None
 
 
@@ -112,7 +113,7 @@ def released_verdict(row: dict, who: str) -> dict | None:
     status, rating, reason = (row.get(f"{who}_{field}") for field in ("status", "rating", "reason"))
     if status not in ("Accept", "Reject"):
         return None
-    number = float(str(rating)) if re.fullmatch(r"\s*\d+(\.\d+)?\s*", str(rating)) else None
+    number = float(str(rating)) if re.fullmatch(r"\s*\d{1,3}(\.\d+)?\s*", str(rating)) else None
     return {"status": status, "rating": number, "reason": reason if isinstance(reason, str) else ""}
 
 

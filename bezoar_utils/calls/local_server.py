@@ -29,7 +29,11 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def received(self) -> bytes:
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        announced = int(self.headers.get("Content-Length") or 0)
+        body = self.rfile.read(announced)
+        if len(body) < announced:
+            raise ConnectionResetError("the client died while it sent this")
+        return body
 
     def tell(self, status: int, body=b"", headers: dict[str, str] | None = None) -> None:
         """Send bytes as they are, anything else as JSON. `headers` overrule ours. A HEAD request gets no body."""

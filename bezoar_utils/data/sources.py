@@ -29,8 +29,8 @@ KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", 
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # JSON can spell one, but no UTF-8 file can hold it
 
 
-class SourceError(ValueError):
-    """Data that cannot be read or is not what it should be. The message is one line."""
+class SourceError(files.OneLineError):
+    """Data that cannot be read or is not what it should be."""
 
 
 def read(source: dict, columns: dict[str, type] | tuple[str, ...], stage) -> list[dict]:
@@ -202,15 +202,18 @@ def _checked(row, kinds: dict[str, type], place: str) -> dict:
         raise SourceError(f"{place} is not a mapping of columns to values")
     _require_columns(row, kinds, place)
     for column, value in row.items():
-        kind = kinds.get(column)
-        if (kind and not _fits(value, kind)) or (isinstance(value, str) and HALF_CHARACTER.search(value)):
-            raise SourceError(f"{place}: {column} must be {KINDS[kind or str]}, got {value!r:.40}")
+        if column in kinds and not _fits(value, kinds[column]):
+            raise SourceError(f"{place}: {column} must be {KINDS[kinds[column]]}, got {value!r:.40}")
+        if HALF_CHARACTER.search(json.dumps([column, value], ensure_ascii=False, default=str)):
+            raise SourceError(f"{place}: {column} must be text of whole characters, got {value!r:.60}")
     return row
 
 
 def _require_columns(names, kinds: dict[str, type], place) -> None:
     if missing := [column for column in kinds if column not in names]:
         raise SourceError(f"{place} lacks {', '.join(missing)}; it has {', '.join(names) or 'nothing'}")
+    if len(set(names)) < len(names):
+        raise SourceError(f"{place} has two columns of one name: {', '.join(names)}")
 
 
 def _fits(value, kind: type) -> bool:
@@ -228,7 +231,7 @@ def _jsonl(path: Path):
 
 def _json_line(line: bytes, place: str):
     try:
-        return json.loads(line.decode())
+        return files.strict_json(line.decode("utf-8-sig"))
     except ValueError as error:
         if not line.endswith(b"\n"):
             raise SourceError(f"{place} is torn: the file ends inside a row") from None
@@ -239,8 +242,9 @@ def _json_line(line: bytes, place: str):
 def _cells(path: Path):
     csv.field_size_limit(2**31 - 1)  # the default refuses texts over 128 kB
     # what is not UTF-8 becomes half characters here, which `_checked` refuses by line and column
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        _require_columns(lines.fieldnames or (), {}, path)
         for row in lines:
             if None in row or None in row.values():
                 raise SourceError(f"{path} line {lines.line_num} does not have one cell per column of its header")
@@ -256,6 +260,7 @@ def _parquet(path: Path):
 
 def _numbered_rows(parquet, name, columns: list[str] | None = None):
     """(row number from 1, row) of a whole parquet file."""
+    _require_columns(parquet.schema_arrow.names, {}, name)
     number = 1
     for batch in parquet.iter_batches(columns=columns):
         yield from enumerate(_python_rows(batch, name, number), number)
@@ -274,7 +279,7 @@ def _python_rows(table, name, first: int) -> list[dict]:
 READERS = {
     ".jsonl": _jsonl,
     ".jsonl.gz": _jsonl,
-    ".json": lambda path: ((f"row {n}", row) for n, row in enumerate(json.loads(path.read_bytes()), 1)),
+    ".json": lambda path: ((f"row {n}", row) for n, row in enumerate(files.strict_json(path.read_bytes()), 1)),
     ".parquet": _parquet,
     ".tsv": _cells,
     ".csv": _cells,
@@ -336,5 +341,5 @@ def _named(place):
         yield
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, TypeError, NotImplementedError, zlib.error, csv.Error, HTTPError) as error:
+    except (OSError, EOFError, ValueError, TypeError, ArithmeticError, RuntimeError, zlib.error, csv.Error, HTTPError) as error:
         raise SourceError(f"{place} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -35,7 +35,7 @@ def unknown_tasks(profile: Profile) -> list[str]:
 def require_possible(profile: Profile, first_run: bool) -> None:
     """Raises ProfileError with every reason of `impossible`, before a first run also those of `unknown_tasks`."""
     if reasons := [*impossible(profile), *(unknown_tasks(profile) if first_run else ())]:
-        raise ProfileError("\nerror: ".join(reasons))
+        raise ProfileError(*reasons)
 
 
 def notes(profile: Profile) -> list[str]:

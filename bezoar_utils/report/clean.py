@@ -39,7 +39,8 @@ def _tree(markup: str, tags: list[str]) -> BeautifulSoup:
     from bleach.sanitizer import Cleaner
 
     cleaner = Cleaner(tags=tags, attributes=_allowed, protocols=["http", "https", "data"], strip=True)
-    harmless = cleaner.clean(WITH_CONTENT.sub("", str(markup)))
+    whole = str(markup).encode(errors="replace").decode()  # half a surrogate pair cannot be written to a page
+    harmless = cleaner.clean(WITH_CONTENT.sub("", whole))
     return _paired_downloads(BeautifulSoup(harmless, "html.parser", multi_valued_attributes=None))
 
 

@@ -11,8 +11,8 @@ from ..data.filters import NearCopies, words
 # as small teachers write them: in any case, with spaces, or with the word doubled
 OPENING = re.compile(r"<\s*(?:example)+\s*>", re.IGNORECASE)
 CLOSING = re.compile(r"<\s*/\s*(?:example)+\s*>?", re.IGNORECASE)
-# not the beginning of "1.5 litres", "10:30" or "-5"
-LABEL = re.compile(r"^\s*(?:(?:\d+\s*[.):](?!\d)|[-*](?=\s)|•|(?:example|instruction|question)\s*\d*\s*:)\s*)+", re.IGNORECASE)
+# possessive (*+), so that no run of blanks is tried in every way; not the beginning of "1.5 litres", "10:30" or "-5"
+LABEL = re.compile(r"^\s*(?:(?:\d+\s*[.):](?!\d)|[-*](?=\s)|•|(?:example|instruction|question)\s*+\d*\s*+:)\s*)+", re.IGNORECASE)
 
 
 def example_guided_prompt(examples: list[str], n_new: int) -> str:

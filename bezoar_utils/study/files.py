@@ -14,6 +14,14 @@ from pathlib import Path
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
+class OneLineError(ValueError):
+    """An error about what people wrote. Each message is one line, whatever signs it quotes."""
+
+    def __init__(self, *messages: str):
+        lines = ("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message) for message in messages)
+        super().__init__("\nerror: ".join(lines))
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -103,6 +111,20 @@ def read_jsonl(path: Path) -> list[dict]:
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
+
+
+def strict_json(text: str | bytes):
+    """A JSON value. Raises ValueError also when a key stands twice, for neither value can be meant, and for endless nesting."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
+
+
+def _each_once(fields: list[tuple[str, object]]) -> dict:
+    if len(dict(fields)) < len(fields):
+        raise ValueError(f"a key stands twice: {', '.join(key for key, _ in fields)}")
+    return dict(fields)
 
 
 def to_jsonl(rows: list[dict]) -> bytes:

@@ -18,11 +18,14 @@ def read_yaml(path: Path) -> tuple[dict, Places]:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         places = dict(_places(node, path.name, ()))  # before it is constructed, where the second of two equal keys wins
-        data = loader.construct_document(node) if node else {}
     except RecursionError:
         raise ValueError(f"{path.name}: not valid YAML: it holds itself") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path.name}{_fault(error, text)}") from None
+    try:
+        data = loader.construct_document(node) if node else {}
+    except Exception as error:  # a date or a tag that cannot be raises whatever Python does
+        raise ValueError(f"{path.name}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path.name} line 1: must be a mapping of keys, got {type(data).__name__}")
     return data, places

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError, create_model
 
+from . import files
 from .parts import ORIGINS, Section, near
 from .places import Places, read_yaml
 from .schema import Profile, Recipe
@@ -28,7 +29,7 @@ SECRET = re.compile("key$|token$|secret|password", re.IGNORECASE)  # in the name
 TRAININGS = [name for name, field in Profile.model_fields.items() if Recipe in getattr(field.annotation, "__mro__", ())]
 
 
-class ProfileError(ValueError):
+class ProfileError(files.OneLineError):
     """A profile that cannot work. The message is one line: file, key, value, what is allowed."""
 
 
