@@ -81,6 +81,7 @@ CELLS = st.lists(
 @given(st.lists(NAME, min_size=3, max_size=3), CELLS, st.sampled_from([",", "\t"]), ENCODING)
 @example(["n", "n", "ä"], [["1", "2", "3"]], ",", "utf-8")
 @example(["n", "b", "c"], [["1", "2", "3"]], ",", "utf-8-sig")
+@example(["\ufeffb", "n", "c"], [["1", "2", "3"]], ",", "utf-8-sig")
 def test_cells_are_their_rows_or_one_line(tmp_path, header, cells, delimiter, encoding):
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter).writerows([header, *cells])
@@ -90,10 +91,10 @@ def test_cells_are_their_rows_or_one_line(tmp_path, header, cells, delimiter, en
         assume(False)
     got = read(tmp_path, "a.tsv" if delimiter == "\t" else "a.csv", data, {"n": str})
     if got is not None and encoding.startswith("utf-8"):
+        mark = "\ufeff" if encoding == "utf-8" else ""
+        header = [header[0].removeprefix(mark), *header[1:]]
         assert len(set(header)) == 3, "of two columns of one name none can be meant"
-        assert [list(row.values()) for row in got] == cells and {*map(tuple, got)} == {
-            (header[0].removeprefix("\ufeff"), *header[1:])
-        }
+        assert [list(row.values()) for row in got] == cells and {*map(tuple, got)} == {tuple(header)}
 
 
 TYPES = st.sampled_from(
