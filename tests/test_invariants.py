@@ -8,7 +8,7 @@ import pytest
 import torch
 from recipes import LORA, NF4, RESPONSES, ROWS, recipe, silent
 
-from bezoar_utils.study.profile import CODE, STAGES, Profile, load_profile, stage_parameters
+from bezoar_utils.study.profile import CODE, STAGES, Profile, _section_of, load_profile, stage_parameters
 from bezoar_utils.training import loop, models, sft
 from bezoar_utils.training.launch import Job
 
@@ -110,7 +110,7 @@ def test_every_key_of_a_shared_section_is_read_somewhere():
     sources += [c.source for p in (CODE / "notebooks").glob("*.ipynb") for c in nbformat.read(p, 4).cells if c.cell_type == "code"]
     words = set().union(*map(words_of, sources))
     sections = ("money", "plan", "teacher", "judge", "launch", "lora", "quantisation", "evaluation", "intervals", "base_model")
-    keys = {key for section in sections for key in Profile.model_fields[section].annotation.model_fields}
+    keys = {key for section in sections for key in _section_of(Profile.model_fields[section].annotation).model_fields}
     assert not sorted(keys - words)
 
 

@@ -116,6 +116,39 @@ def joins_the_text_parts(*_):
     assert answer(SimpleNamespace(message=message, finish_reason="stop"), "chat") == ("yes sir", "")
 
 
+def chatted(reason="stop", **message):
+    return answer(
+        SimpleNamespace(message=SimpleNamespace(**{"content": None, "refusal": None} | message), finish_reason=reason), "chat"
+    )
+
+
+def keeps_thinking_out(*_):
+    assert chatted(content="<think>hm, yes?</think>\nno") == ("no", "")
+    for alone in ("<think>hm", "<think>hm</think>"):
+        refused("only thinking", content=alone)
+
+
+def refused(reason, why="stop", **message):
+    with pytest.raises(Unanswered) as error:
+        chatted(why, **message)
+    assert error.value.reason == reason
+    return error.value
+
+
+def gives_up_a_tool_call(*_):
+    assert not refused("tool call", tool_calls=[{"name": "search"}]).retried
+
+
+def gives_up_what_was_filtered(*_):
+    assert refused("flagged", why="content_filter").final
+
+
+def asks_for_a_whole_one(*_):
+    assert refused("error body", why="error", content="half").retried
+    with pytest.raises(TypeError):
+        chatted()
+
+
 SAID = {
     "429, 408": asked_again,
     "402": stops_for_money,
@@ -125,7 +158,11 @@ SAID = {
     "401": stops,
     "`usage` absent": costs_the_worst_case,
     "`usage` of fewer": is_a_failure,
-    "`content`": joins_the_text_parts,
+    "`content` as a list": joins_the_text_parts,
+    "`<think>": keeps_thinking_out,
+    "a call of a tool": gives_up_a_tool_call,
+    "`finish_reason: content_filter`": gives_up_what_was_filtered,
+    "`finish_reason` error": asks_for_a_whole_one,
 }
 
 

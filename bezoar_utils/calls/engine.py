@@ -13,7 +13,7 @@ from ..training.tokens import chat_ids, load_tokenizer, stop_ids
 from ..training.weights import locate_model
 from .endpoint import Request, open_endpoint
 from .ledger import Answers, Ledger
-from .replies import CUT_SHORT, Reply, reply_of
+from .replies import CUT_SHORT, Reply, after_thinking, reply_of
 
 FOUR_BIT = {"type": "nf4", "double": True, "compute_dtype": "auto"}
 
@@ -75,10 +75,9 @@ class LocalWeights:
         seeds = [requests[key].settings.get("seed", requests[key].repeat) for key in keys]
         prompts = [ids[key] for key in keys]
         tokens = continue_batch(self.model, self.tokenizer, prompts, seeds, progress=progress, **sampling)
-        rows = [
-            {"key": key, "text": text, "tokens_in": len(ids[key]), "tokens_out": len(reply), "cost_usd": 0.0}
-            | ({} if reply[-1] in stop_ids(self.tokenizer) else {"note": CUT_SHORT})
-            for key, text, reply in zip(keys, texts_of(self.tokenizer, tokens), tokens)
-        ]
+        counts = [{"tokens_in": len(ids[key]), "tokens_out": len(reply), "cost_usd": 0.0} for key, reply in zip(keys, tokens)]
+        cut = [{} if reply[-1] in stop_ids(self.tokenizer) else {"note": CUT_SHORT} for reply in tokens]
+        texts = [after_thinking(text) for text in texts_of(self.tokenizer, tokens)]
+        rows = [{"key": key, "text": text} | count | note for key, text, count, note in zip(keys, texts, counts, cut)]
         self.ledger.append(*rows)
         return rows

@@ -43,7 +43,7 @@ def answer(choice, mode: str) -> tuple[str, str]:
     said, refusal, reason = _text(content), getattr(message, "refusal", None), choice.finish_reason
     if reason in BROKEN_OFF:
         raise Unanswered("error body", f"the server broke the reply off (finish_reason {reason})")
-    text = _after_thinking(said or "") or refusal
+    text = after_thinking(said or "") or refusal
     if not text:
         _require_empty(message, said, reason)
     note = "refusal" if refusal else "" if reason == "stop" else f"finish_reason {reason}"
@@ -59,7 +59,7 @@ def _text(content) -> str | None:
     raise TypeError("the content is no text")
 
 
-def _after_thinking(text: str) -> str:
+def after_thinking(text: str) -> str:
     """What follows the thinking that some servers leave in the text; its opening tag may stand in the prompt's template."""
     if opened := THINKING.match(text):
         return text[opened.end() :]
