@@ -133,7 +133,9 @@ def own_case(reference: str, folder: Path) -> Case:
     models.prepare_torch(profile.threads, profile.seed)
     located, _ = weights.locate_model(SimpleNamespace(profile="benchmark"), reference, None)
     (folder / "model").symlink_to(located)
-    return Case(folder, tokens.load_tokenizer(located), world.build_world(profile.seed, profile.miniature.people), profile)
+    tokenizer = tokens.load_tokenizer(located)
+    tokenizer.split_special_tokens = False  # TRL ends a row by EOS's text, which would be text
+    return Case(folder, tokenizer, world.build_world(profile.seed, profile.miniature.people), profile)
 
 
 def scheme_rows(world, n: int, rng: random.Random) -> list[dict]:
