@@ -36,7 +36,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report compare reference check-reference ablations test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report replicates compare reference check-reference ablations test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
 comma := ,
 STUDY := $(PY) -m bezoar_utils.run
@@ -116,6 +116,9 @@ ablations-stage: $(call proofs,$(foreach line,$(APART),$(call name,$(line))))
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE)
+
+replicates: setup ## the whole recipe for SEEDS=8 fresh seeds, JOBS at a time, and one page of what holds over all (mini: an hour)
+	@$(PY) -m bezoar_utils.report.replicates --profile $(PROFILE) --seeds $(or $(SEEDS),8) --jobs $(JOBS) --makefile "$(HERE)/Makefile"
 
 compare: setup ## RUNS="mini mine" side by side: parameters, metrics, verdicts, losses; writes reports/compare/
 	@$(PY) -m bezoar_utils.report.compare $(RUNS)

@@ -55,8 +55,9 @@ def compare(before: dict, after: dict, samples: int, confidence: float, seed: in
     }
 
 
-def over_seeds(values: list[float], confidence: float) -> tuple[float, float, float]:
-    """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be.
+def over_seeds(values: list[float], confidence: float, new: bool = False) -> tuple[float, float, float]:
+    """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be. With `new` it is the
+    prediction interval: where one more training would lie.
 
     Raises ValueError for fewer than two values.
     """
@@ -65,8 +66,8 @@ def over_seeds(values: list[float], confidence: float) -> tuple[float, float, fl
 
     if len(values) < 2:
         raise ValueError("an interval over seeds needs at least two")
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread * (new + 1 / len(values)) ** 0.5
     return mean, mean - reach, mean + reach
 
 

@@ -150,16 +150,18 @@ def radar(values: dict[str, dict[str, float]], title: str, unit: str, top: float
 
 
 def differences(rows: list[dict], title: str, unit: str):
-    """One line per variant: its difference from the recipe's own choice, with the interval; left of zero it is worse."""
+    """One line per row: a difference with its interval; left of zero it is worse. Dots are those of single runs (`each`)."""
     fig, (axis,) = _axes(width=8.5, height=1.4 + 0.32 * len(rows))
     for place, row in enumerate(reversed(rows)):
         excludes_zero = row["low"] > 0 or row["high"] < 0
         axis.plot([row["low"], row["high"]], [place, place], color=COLOURS["train"], lw=2, alpha=1.0 if excludes_zero else 0.45)
+        axis.plot(row.get("each", []), [place - 0.25] * len(row.get("each", [])), ".", color=COLOURS["other"], alpha=0.6)
         axis.plot(row["difference"], place, "o", color=COLOURS["train"] if excludes_zero else "white", mec=COLOURS["train"])
     axis.axvline(0, color="#555555", lw=0.8)
-    names = [f"{r['variant']} against {r['against']}" for r in rows]
+    names = [r.get("name") or f"{r['variant']} against {r['against']}" for r in rows]
     axis.set_yticks(range(len(rows)), names[::-1], fontsize=8)
     fig.rows += [{"x": r["difference"], "y": name, "low": r["low"], "high": r["high"]} for name, r in zip(names, rows)]
+    fig.rows += [{"series": "a run", "x": value, "y": name} for name, r in zip(names, rows) for value in r.get("each", [])]
     axis.set(title=title, xlabel=unit, ylim=(-0.6, len(rows) - 0.4))
     return fig
 

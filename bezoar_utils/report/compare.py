@@ -61,21 +61,27 @@ def loss_panels(runs: dict[str, dict[str, dict]], panels) -> dict[str, dict[str,
 
 def write_comparison(names: list[str]) -> Path:
     """Execute the notebook for these runs and return its page. Raises ValueError as `read_runs` does, and when a cell fails."""
+    runs = read_runs(names)
+    return write_notebook_page(NOTEBOOK, TARGET, {"runs": list(runs)}, runs, f"{' and '.join(runs)} compared")
+
+
+def write_notebook_page(notebook: Path, target: Path, parameters: dict, runs: dict[str, dict], label: str) -> Path:
+    """Execute a notebook that reads these runs, and return its page in `target`. Raises ValueError when a cell fails."""
     import papermill
 
-    runs, executed = read_runs(names), TARGET / NOTEBOOK.name
-    TARGET.mkdir(parents=True, exist_ok=True)
+    executed = target / notebook.name
+    target.mkdir(parents=True, exist_ok=True)
     options = {"cwd": str(CODE), "kernel_name": "python3", "progress_bar": False, "extra_arguments": ["--log-level=40"]}
     try:
-        papermill.execute_notebook(str(NOTEBOOK), str(executed), parameters={"runs": list(runs)}, **options)
+        papermill.execute_notebook(str(notebook), str(executed), parameters=parameters, **options)
     except papermill.PapermillExecutionError as error:
         raise ValueError(f"{executed} failed in cell {error.exec_count}: {error.ename}: {error.evalue}") from None
     stages = [stage for stage in STAGES if any(stage in records for records in runs.values())]
     body = pages.render("compare.html.j2", notebook=pages.chapter_body(executed), runs=runs, stages=stages)
-    page = {"file": "index.html", "label": f"{' and '.join(runs)} compared"}
+    page = {"file": "index.html", "label": label}
     shared = {"pages": [page], "subject": "runs compared", "made_from": [f"runs/{name}" for name in runs]}
-    pages.write_page(TARGET, body, page=page, **shared)
-    return TARGET / page["file"]
+    pages.write_page(target, body, page=page, **shared)
+    return target / page["file"]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,6 +22,7 @@ from .stages import CODE, STAGES
 # where notebooks/, profiles/, runs/ and reports/ lie: the checkout, unless a caller (a test, say) works elsewhere
 ROOT = Path(os.environ.get("BEZOAR_HOME", CODE))
 PROFILES = ROOT / "profiles"
+REPLICATE = re.compile(r"(.+)-seed-([0-9]+)")  # the name of a profile that is another one with this seed (make replicates)
 REHEARSAL = "rehearse-"  # begins the name of a rehearsal's profile, whose numbers are not results
 
 EVERY_STAGE = ("seed", "threads", "precision")
@@ -96,6 +97,9 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...] = (), asked: str = ""
     if name in seen:
         raise ValueError(f"{asked}{name} extends itself through {' -> '.join(seen)}")
     path = folder / f"{name}.yaml"
+    if (replicate := REPLICATE.fullmatch(str(name))) and not path.is_file():
+        data, places = _merged(replicate[1], folder, (*seen, name), asked)
+        return data | {"seed": int(replicate[2])}, places | {("seed",): name}
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
         raise ValueError(f"{asked}there is no profile {name!r} ({path.name}){near(name, known)}; known: {', '.join(known)}")
