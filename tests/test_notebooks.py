@@ -13,15 +13,16 @@ from bezoar_utils.run import literal_assignments
 from bezoar_utils.study import files
 from bezoar_utils.study.profile import CODE, STAGES, load_profile, stage_parameters
 
-EXPLORE, COMPARE = (CODE / "notebooks" / f"{name}.ipynb" for name in ("explore", "compare"))  # not stages: they read finished runs
-NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p not in (EXPLORE, COMPARE))
+# not stages: they read finished runs
+EXPLORE, COMPARE, REPLICATES = (CODE / "notebooks" / f"{name}.ipynb" for name in ("explore", "compare", "replicates"))
+NOTEBOOKS = sorted(p for p in (CODE / "notebooks").glob("*.ipynb") if p not in (EXPLORE, COMPARE, REPLICATES))
 
 
 def test_there_is_one_chapter_a_stage():
     assert [p.stem for p in NOTEBOOKS] == list(STAGES)
 
 
-@pytest.mark.parametrize("path", [EXPLORE, COMPARE], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [EXPLORE, COMPARE, REPLICATES], ids=lambda p: p.stem)
 def test_a_notebook_that_is_not_a_stage_is_valid_stripped_and_has_short_cells(path):
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)

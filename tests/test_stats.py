@@ -15,7 +15,7 @@ from bezoar_utils.evaluation.stats import (
     over_seeds,
     verdict,
 )
-from bezoar_utils.study.profile import CODE
+from bezoar_utils.study.profile import CODE, PROFILES
 
 INTERVALS = {"samples": 500, "confidence": 0.95, "seed": 0}
 
@@ -251,3 +251,28 @@ def test_a_csv_of_the_papers_values_that_cannot_be_trusted_is_refused(tmp_path, 
 def test_the_committed_tables_can_be_read():
     claims.read_lines(CODE / "profiles" / "paper_values.csv", claims.PaperValue)
     assert len(claims.read_lines(CODE / "profiles" / "not_reproduced.csv", claims.NotReproduced)) > 5
+
+
+def test_what_the_paper_reports_of_its_tasks_is_measured_here_by_one_metric_a_task_and_one_mean_a_group():
+    told = {
+        "arc": {"base": (0.5, "acc_norm"), "OpenBezoar-SFT": (0.6, "acc_norm")},
+        "mmlu_law": {"base": (0.2, "acc"), "OpenBezoar-SFT": (0.4, "acc")},
+        "mmlu_art": {"base": (0.4, "acc"), "OpenBezoar-SFT": (0.1, "acc")},
+    }
+    scores = [{"task": t, "model": m, "metric": k, "value": v} for t, models in told.items() for m, (v, k) in models.items()]
+    scores += [{"task": "arc", "model": m, "metric": "acc", "value": v} for m, v in (("base", 0.9), ("OpenBezoar-SFT", 0.1))]
+    ours = claims.task_changes(scores)
+    step = "OpenBezoar-SFT against base"
+    assert ours[f"arc, relative change: {step}"]["value"] == pytest.approx(0.2)
+    assert ours[f"mmlu, relative change: {step}"]["value"] == pytest.approx(0.25 / 0.3 - 1)
+    assert (ours[f"tasks that are better: {step}"]["value"], ours[f"tasks that are better: {step}"]["n"]) == (0.5, 2)
+
+
+def test_the_papers_values_have_the_names_of_what_is_measured_here():
+    lines = claims.read_lines(PROFILES / "paper_values.csv", claims.PaperValue)
+    scores = [
+        {"task": task, "model": model, "metric": "acc", "value": 0.5}
+        for task in ("mmlu_law", "openbookqa", "truthfulqa_mc2")
+        for model in ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
+    ]
+    assert {line["measure"] for line in lines} <= set(claims.task_changes(scores)) and {line["mark"] for line in lines} == {"V"}

@@ -13,6 +13,9 @@ from . import stats
 from .stats import no_loss_verdict, verdict
 
 BASE, SFT, HH, DPO = "base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO"
+STEPS = ((BASE, SFT), (HH, DPO))  # "SFT against base" and "DPO against SFT"; which SFT the second one means is not said
+PRIMARY = ("answer_found", "acc_norm", "acc")
+IN_PARTS = ("mmlu", "truthfulqa")
 UNITS = {"50_dpo": "share of replies", "61_mt_bench": "grade points"}  # of the others: share of items
 VERDICTS = {"at least": verdict, "loses at most": no_loss_verdict}
 Text = Annotated[str, Len(1)]
@@ -130,6 +133,35 @@ def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int)
             mean, low, high = stats.bootstrap_mean(measured, **intervals, seed=seed)
             unit = "grade" if max(measured) > 1 else "share"
             rows[name] = {"value": mean, "low": low, "high": high, "n": len(measured), "asked": len(asked), "unit": unit}
+    return rows
+
+
+def task_changes(scores: list[dict]) -> dict[str, dict]:
+    """What the paper is known to report of its benchmarks, as measured here: `<task>, relative change: <after> against <before>`,
+    and `tasks that are better: …` as a share of the tasks, without intervals: for those see chapter 60.
+
+    A task counts by one metric, the first of `PRIMARY` that it has, and a task in parts (MMLU's subjects) by their mean.
+    """
+    metrics: dict[str, set] = {}
+    for row in scores:
+        metrics.setdefault(row["task"], set()).add(row["metric"])
+    primary = {task: next((m for m in PRIMARY if m in names), min(names)) for task, names in metrics.items()}
+    values: dict[str, dict] = {}
+    for row in scores:
+        if row["metric"] == primary[row["task"]]:
+            name = next((whole for whole in IN_PARTS if row["task"].startswith(whole)), row["task"])
+            values.setdefault(row["model"], {}).setdefault(name, []).append(row["value"])
+    means = {model: {task: sum(some) / len(some) for task, some in tasks.items()} for model, tasks in values.items()}
+    rows = {}
+    for before, after in STEPS:
+        both = [(task, means[before][task], means[after][task]) for task in means.get(before, {}) if task in means.get(after, {})]
+        step = f"{after} against {before}"
+        for task, old, new in both:
+            if old:
+                rows[f"{task}, relative change: {step}"] = {"value": new / old - 1, "n": len(values[after][task]), "unit": "share"}
+        if both:
+            better = sum(new > old for _, old, new in both)
+            rows[f"tasks that are better: {step}"] = {"value": better / len(both), "n": len(both), "unit": "share of tasks"}
     return rows
 
 
