@@ -1,6 +1,7 @@
 """Each reason why a profile cannot work is one line, before anything runs."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -180,3 +181,14 @@ def test_a_package_that_is_not_installed_and_an_adapter_are_reasons_and_nothing_
     (preflight.local_path("own") / "config.json").unlink()
     mine = profile("base_model: {model: own}", extends="mini")
     assert [line for line in preflight.impossible(mine) if line.startswith("base_model: own is an adapter")]
+
+
+MODELS_PAGE = (CODE / "docs" / "models.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "text", re.findall(r"```yaml\n(.*?)```", MODELS_PAGE, re.DOTALL), ids=["a study on SmolLM2", "a local judge"]
+)
+def test_every_snippet_of_the_page_on_models_is_a_profile(profile, text):
+    mine = profile(text.removeprefix("extends: mini\n").replace("…", "mine"), extends="mini")
+    assert (mine.base_model.model.startswith("package:") and mine.lora.target_modules == "attention") or not mine.judge.endpoint
