@@ -282,6 +282,24 @@ def test_a_target_that_no_layer_has_is_named_with_those_there_are(model_folder):
     )
 
 
+@pytest.mark.parametrize(
+    "breakage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000]),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}'),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "kind-of-tomorrow"}'),
+        lambda folder: (folder / "config.json").write_text('{"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"}'),
+    ],
+    ids=["cut short", "not causal", "unknown architecture", "code of its own"],
+)
+def test_weights_that_cannot_be_loaded_are_one_clear_line(model_folder, tmp_path, breakage):
+    folder = shutil.copytree(model_folder, tmp_path / "broken")
+    breakage(folder)
+    with pytest.raises(ProfileError, match=r"^broken cannot be loaded as a causal language model: .*") as error:
+        models.load_model(folder)
+    assert "\n" not in str(error.value)
+
+
 @pytest.fixture
 def falcon(tmp_path, tokenizer):
     from transformers import FalconConfig, FalconForCausalLM

@@ -144,6 +144,14 @@ def test_an_end_without_a_row_in_the_embedding_is_refused(tokenizer):
         tokens.check_tokenizer(tokenizer, rows=1)
 
 
+def test_a_vocabulary_larger_than_the_embedding_is_refused_but_not_for_special_tokens_that_no_text_makes(tokenizer):
+    with pytest.raises(tokens.TokenError, match=r"tokens \(.*\) have no row in the model's embedding"):
+        tokens.check_tokenizer(tokenizer, rows=len(tokenizer) - 5)
+    more = copy.deepcopy(tokenizer)
+    more.add_special_tokens({"additional_special_tokens": ["<|unused|>"]})
+    tokens.check_tokenizer(more, rows=len(tokenizer))
+
+
 def test_a_folder_without_a_tokenizer_is_one_clear_line(family, tmp_path):
     (tmp_path / "config.json").write_bytes((family("qwen3") / "config.json").read_bytes())
     with pytest.raises(tokens.TokenError, match=f"{tmp_path.name} has no tokenizer"):

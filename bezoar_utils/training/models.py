@@ -42,6 +42,7 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
     import gc
 
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     gc.collect()  # modules hold each other: a model nobody names any more goes before the next one comes
@@ -57,6 +58,9 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
         if quantisation and "mismatched" in str(error):  # transformers 5.23 on GPT-2's Conv1D
             raise ProfileError(f"transformers cannot load {path.name} in 4 bits: write quantisation: null") from None
         raise
+    except (OSError, ValueError, SafetensorError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ProfileError(f"{path.name} cannot be loaded as a causal language model: {why}") from None
     if quantisation:
         keep_weights_unpacked(model, path)
     unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"

@@ -23,8 +23,8 @@ def load_tokenizer(folder: Path, stage=None):
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists():
             tokenizer = _as_sentencepiece(tokenizer, folder / "tokenizer.model")
@@ -128,7 +128,8 @@ def stop_ids(tokenizer) -> list[int]:
 
 
 def check_tokenizer(tokenizer, rows: int | None = None) -> None:
-    """Raises TokenError without EOS, when EOS or BOS has none of the embedding's `rows`, when a text gets two BOS or an EOS."""
+    """Raises TokenError without EOS, when a token that a text or the study may use has none of the embedding's `rows`, when a text
+    gets two BOS or an EOS."""
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     if eos is None:
         raise TokenError("the tokenizer names no EOS: say in its tokenizer_config.json (eos_token) which token ends a text")
@@ -136,6 +137,10 @@ def check_tokenizer(tokenizer, rows: int | None = None) -> None:
         raise TokenError(
             f"token {outside[0]} has no row in the model's embedding of {rows}: tokenizer and weights are not of one model"
         )
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    if beyond := [token for token, i in tokenizer.get_vocab().items() if rows and i >= rows and i not in special]:
+        some = ", ".join(map(repr, sorted(beyond)[:3]))
+        raise TokenError(f"{len(beyond)} tokens ({some}) have no row in the model's embedding of {rows}: they are not of one model")
     ids = tokenizer("a text")["input_ids"]
     if ids[-1] == eos:
         raise TokenError(
