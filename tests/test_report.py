@@ -239,6 +239,19 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
     assert "<td>9 of 12</td>" in text and "(n = 9 of 12)" in pages.results_table([claim(asked=12)], 0.9)
 
 
+def test_a_claim_stands_beside_what_other_seeds_say_of_it_where_there_are_replicates(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "REPORTS", tmp_path)
+    row = {"id": claim()["id"], "runs": 8, "mean": 0.25, "low": 0.125, "high": 0.375, "verdict": "shown"}
+    files.write_json(tmp_path / "reference" / "replicates.json", {"profile": "mine", "claims": [row]})
+    assert pages.over_seeds("other") == {}
+    seeds = pages.over_seeds("mine")
+    table = pages.results_table([claim()], 0.95, seeds)
+    assert "over 8 fresh seeds" in table and "+0.25 [+0.12, +0.38] **shown**" in table
+    columns = {line.count("|") for line in table.splitlines()}
+    assert len(columns) == 1, "a row has as many cells as the head"
+    assert "fresh seeds" not in pages.results_table([claim()], 0.95)
+
+
 def test_the_committed_reference_is_small_complete_and_what_the_readme_says():
     reference = CODE / "reports" / "reference"
     sizes = {p.name: p.stat().st_size for p in reference.rglob("*") if p.is_file()}

@@ -158,6 +158,7 @@ def overview(profile: str, records: dict) -> str:
         profile=profile,
         miniature="00_miniature" in records,
         claims=claims,
+        seeds=over_seeds(profile),
         verdicts={word: sum(c["verdict"] == word for c in claims) for word in ("shown", "not shown", "opposite")},
         figures=headline_figures(records),
         records=records,
@@ -202,22 +203,36 @@ def provenance(record: dict) -> str:
 # ---------------------------------------------------------------------------------------------- the committed reference
 
 
-def results_table(claims: list[dict], confidence: float) -> str:
-    """The claims as a Markdown table for the README; `confidence` (0 to 1) is that of their intervals."""
-    return render("results.md.j2", claims=claims, confidence=confidence).rstrip()
+def over_seeds(profile: str) -> dict[str, dict]:
+    """claim id -> its row over this profile's replicates, whose summary lies beside the committed reference; empty without one."""
+    path = REPORTS / "reference" / "replicates.json"
+    told = files.read_json(path) if path.exists() else {"profile": None}
+    return {row["id"]: row for row in told["claims"]} if told["profile"] == profile else {}
+
+
+def results_table(claims: list[dict], confidence: float, seeds: dict[str, dict] | None = None) -> str:
+    """The claims as a Markdown table for the README, over `seeds` first where there are replicates; `confidence` (0 to 1) is of the
+    intervals."""
+    return render("results.md.j2", claims=claims, confidence=confidence, seeds=seeds or {}).rstrip()
 
 
 def write_reference(profile: str) -> None:
     """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
     reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
     confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
-    results = results_table(files.read_json(findings / "claims.json"), confidence)
+    replicates = REPORTS / f"{profile}-replicates"
+    told = {"replicates.json": replicates / "replicates.json", "replicates.html": replicates / "index.html"}
+    kept = {name: (path if path.exists() else reference / name) for name, path in told.items()}
+    kept = {name: path.read_bytes() for name, path in kept.items() if path.exists()}  # of these runs' seeds, and not of this one
     numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
     draws = other_draws()
     expected = expected_table(*numbers, draws)
     shutil.rmtree(reference, ignore_errors=True)
     shutil.copytree(report, reference)
     files.write_json(reference / "other_kernels.json", draws)  # not of this run, but what it is compared with
+    for name, data in kept.items():
+        files.write_bytes(reference / name, data)
+    results = results_table(files.read_json(findings / "claims.json"), confidence, over_seeds(profile))
     put_between(ROOT / "README.md", "results", results)
     put_between(ROOT / "REPRODUCING.md", "expected", expected)
 
