@@ -9,7 +9,7 @@ from bezoar_utils.report import compare, pages, replicates
 from bezoar_utils.study import files, stage
 from bezoar_utils.study.profile import load_profile, stage_parameters
 
-EFFECTS = {"sft_over_base": [0.4, 0.5, 0.6], "dpo_preferred": [0.3, -0.2, 0.0]}
+EFFECTS = {"sft_over_base": [0.4, 0.5, 0.6], "dpo_preferred": [0.3, -0.2, 0.0], "dpo_keeps_answers": [0.0, 0.0, 0.0]}
 
 
 @pytest.fixture
@@ -46,6 +46,7 @@ def test_an_effect_is_judged_over_runs_by_the_claims_own_rule(runs):
     told = replicates.summary("tiny", 3)
     rows = {row["id"]: row for row in told["claims"]}
     assert rows["sft_over_base"]["verdict"] == "shown" and rows["dpo_preferred"]["verdict"] == "not shown"
+    assert rows["dpo_keeps_answers"]["verdict"] == "not shown", "runs that do not differ at all say nothing of other runs"
     half = 4.302652729911275 * 0.1 / math.sqrt(3)  # Student's t for two degrees of freedom, by the table
     assert rows["sft_over_base"]["low"] == pytest.approx(0.5 - half) and rows["sft_over_base"]["runs"] == 3
     assert rows["sft_over_base"]["items"] == [40] * 3 and told["seeds"] == [101, 102, 103]
@@ -87,4 +88,4 @@ def test_the_page_shows_each_claim_with_its_runs(runs, tmp_path):
     page = compare.write_notebook_page(replicates.NOTEBOOK, tmp_path / "page", parameters, complete, "tiny, 3 seeds")
     text = page.read_text()
     assert "sft_over_base" in text or "Instruction tuning on the three schemes makes the base answer" in text
-    assert "3 of 3" in text and "shown, 1 of 2" in text
+    assert "3 of 3" in text and "shown, 1 of 3" in text

@@ -83,6 +83,8 @@ def claim_rows(runs: dict[str, dict], confidence: float) -> list[dict]:
             mean, low, high = stats.over_seeds([*row["effects"].values()], confidence)
             row |= {"mean": mean, "low": low, "high": high}
             row["verdict"] = claims.VERDICTS[claim["verdict"]](mean, low, high, claim["threshold"])
+            if low == high:  # equal to the last item in every run: too few items to tell runs apart
+                row["verdict"] = "not shown"
             rows.append(row | {"unit": next(iter(tested.values()))["unit"]})
     return rows
 
