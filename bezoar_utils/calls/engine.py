@@ -78,6 +78,6 @@ class LocalWeights:
         counts = [{"tokens_in": len(ids[key]), "tokens_out": len(reply), "cost_usd": 0.0} for key, reply in zip(keys, tokens)]
         cut = [{} if reply[-1] in stop_ids(self.tokenizer) else {"note": CUT_SHORT} for reply in tokens]
         texts = [after_thinking(text) for text in texts_of(self.tokenizer, tokens)]
-        rows = [{"key": key, "text": text} | count | note for key, text, count, note in zip(keys, texts, counts, cut)]
+        rows: list[dict] = [{"key": key, "text": text, **count, **note} for key, text, count, note in zip(keys, texts, counts, cut)]
         self.ledger.append(*rows)
         return rows
