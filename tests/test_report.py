@@ -242,7 +242,9 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
 def test_a_claim_stands_beside_what_other_seeds_say_of_it_where_there_are_replicates(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "REPORTS", tmp_path)
     row = {"id": claim()["id"], "runs": 8, "mean": 0.25, "low": 0.125, "high": 0.375, "verdict": "shown"}
-    files.write_json(tmp_path / "reference" / "replicates.json", {"profile": "mine", "claims": [row]})
+    files.write_json(tmp_path / "mine-replicates" / "replicates.json", {"profile": "mine", "claims": [row]})
+    assert pages.over_seeds("mine") == {}, "what is committed is chosen by `make reference`"
+    pages.commit_replicates("mine")
     assert pages.over_seeds("other") == {}
     seeds = pages.over_seeds("mine")
     table = pages.results_table([claim()], 0.95, seeds)

@@ -216,14 +216,18 @@ def results_table(claims: list[dict], confidence: float, seeds: dict[str, dict] 
     return render("results.md.j2", claims=claims, confidence=confidence, seeds=seeds or {}).rstrip()
 
 
+def commit_replicates(profile: str) -> None:
+    """Put the summary and the page of this profile's replicates, where there are any, beside the committed reference."""
+    for name, kept in (("replicates.json", "replicates.json"), ("index.html", "replicates.html")):
+        if (path := REPORTS / f"{profile}-replicates" / name).exists():
+            files.write_bytes(REPORTS / "reference" / kept, path.read_bytes())
+
+
 def write_reference(profile: str) -> None:
     """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
     reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
     confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
-    replicates = REPORTS / f"{profile}-replicates"
-    told = {"replicates.json": replicates / "replicates.json", "replicates.html": replicates / "index.html"}
-    kept = {name: (path if path.exists() else reference / name) for name, path in told.items()}
-    kept = {name: path.read_bytes() for name, path in kept.items() if path.exists()}  # of these runs' seeds, and not of this one
+    kept = {path.name: path.read_bytes() for path in reference.glob("replicates.*")}  # of other seeds than this run's
     numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
     draws = other_draws()
     expected = expected_table(*numbers, draws)
@@ -260,6 +264,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.reference and options.profile.startswith(REHEARSAL):
             raise ValueError(f"{options.profile} is a rehearsal: it has no results to refer to")
+        if options.reference:
+            commit_replicates(options.profile)
         print(f"report: {write_report(options.profile).relative_to(ROOT)}")
         if options.reference:
             write_reference(options.profile)
