@@ -127,6 +127,28 @@ def test_a_real_tokenizer_takes_the_place_of_a_made_up_one_and_real_weights_are_
     assert fake_hub_files.own_weights(profile, tmp_path / "own") == dict.fromkeys(("base_model", "checkpoints.base"), own)
 
 
+def test_a_gguf_file_on_the_hub_is_rehearsed_as_a_repository_and_asked_for_by_its_own_name(tmp_path):
+    profile = load_profile("released")
+    named = profile.base_model.model_copy(update={"model": "somebody/llama-gguf/Q4.gguf"})
+    profile = profile.model_copy(update={"base_model": named, "checkpoints": {}})
+    assert any(url.endswith(f"somebody/llama-gguf/resolve/{named.revision}/Q4.gguf") for url in hub_urls(profile))
+    assert shrink.rehearsed(profile, [ADDRESS], [])["base_model"]["model"] == "somebody/llama-gguf"
+    fake_hub_files.build(profile, tmp_path)
+    assert (tmp_path / "models" / "somebody" / "llama-gguf" / "config.json").exists()
+
+
+def hub_urls(profile):
+    from huggingface_hub import constants
+
+    from bezoar_utils.planning import doctor
+
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    try:
+        return list(doctor.hub_files(profile).values())
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
 @pytest.fixture(scope="module")
 def openllama(tmp_path_factory):
     folder = tmp_path_factory.mktemp("openllama")

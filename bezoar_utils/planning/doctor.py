@@ -22,6 +22,7 @@ from ..calls.attempts import through_proxies
 from ..study.pace import expected_seconds
 from ..study.profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
 from ..training import precision
+from ..training.weights import in_repository
 from . import plan
 from .memory import disk_gb
 from .preflight import hub_models, sources_of
@@ -174,7 +175,8 @@ def hub_files(profile: Profile) -> dict[str, str]:
         return {}
     urls = {}
     for model, revision in hub_models(profile).items():
-        urls[f"{model} at {str(revision)[:8]}"] = hf_hub_url(model, "config.json", revision=revision)
+        repository, file = in_repository(model)
+        urls[f"{model} at {str(revision)[:8]}"] = hf_hub_url(repository, file or "config.json", revision=revision)
     for _, source in sources_of(profile, profile.chapters()):
         if source.hub:
             name = ".gitattributes" if "*" in source.files[0] else source.files[0]

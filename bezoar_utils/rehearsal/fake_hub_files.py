@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..planning.preflight import hub_models, models_of
 from ..study.profile import ROOT, Profile
-from ..training.weights import not_a_model
+from ..training.weights import in_repository, not_a_model
 from . import models, rows, shrink
 from .hub import Repositories
 
@@ -14,7 +14,7 @@ def harness_tasks(profile: Profile) -> list[str]:
     return [] if profile.evaluation.tasks_from else [name for name in profile.evaluation.tasks if name in rows.TASKS]
 
 
-def build(profile: Profile, folder: Path, own_data: Path | None, own_models: Path | None = None) -> Repositories:
+def build(profile: Profile, folder: Path, own_data: Path | None = None, own_models: Path | None = None) -> Repositories:
     """Every repository a profile names. `own_data`/<set>/<file>, where it exists, gives the rows instead of made-up ones, and
     `own_models`/<owner>/<name> the tokenizer of a stand-in (a folder with weights is used itself: `own_weights`).
 
@@ -23,6 +23,7 @@ def build(profile: Profile, folder: Path, own_data: Path | None, own_models: Pat
     repositories = Repositories(folder)
     for name, revision in hub_models(profile).items():
         teaches = profile.teacher.endpoint is None and name == profile.teacher.model
+        name, _ = in_repository(name)  # a stand-in is never one GGUF file: see shrink.rehearsed
         own, target = own_models and own_models / name, repositories.add("models", name, revision)
         if own and own.is_dir():
             models.write_around(name, own, target)
@@ -41,7 +42,8 @@ def build(profile: Profile, folder: Path, own_data: Path | None, own_models: Pat
 
 def own_weights(profile: Profile, own_models: Path | None) -> dict[str, Path]:
     """key -> folder with real weights, of the models that lie in `own_models`/<owner>/<name>."""
-    named = {key: own_models / model for key, model, revision in models_of(profile) if revision} if own_models else {}
+    hub = [(key, in_repository(model)[0]) for key, model, revision in models_of(profile) if revision]
+    named = {key: own_models / repository for key, repository in hub} if own_models else {}
     return {key: folder.resolve() for key, folder in named.items() if folder.is_dir() and not not_a_model(folder)}
 
 

@@ -6,6 +6,7 @@ from operator import getitem
 
 from ..study.profile import Profile, flat, load_profile
 from ..study.schema import MODEL_ROLES
+from ..training.weights import in_repository
 
 STEPS = {"steps": 4, "epochs": None, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
 TRAININGS = ("sft", "hh_sft", "dpo", "filter_test")
@@ -45,6 +46,10 @@ def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
         values["benchmarks"]["fewshot"] = {t: n for t, n in values["benchmarks"]["fewshot"].items() if t in tasks}
     if "00_miniature" in (profile.stages or ("00_miniature",)):
         values["miniature"] = load_profile("tiny").miniature.model_dump(mode="json")
+    roles = [at(values, place) for place in MODEL_ROLES]
+    for named in [values["base_model"], *values["checkpoints"].values(), *filter(None, roles)]:
+        if named["revision"]:
+            named["model"], _ = in_repository(named["model"])  # a stand-in for one GGUF file is a whole repository
     for asked in remote_endpoints(values).values():
         several = isinstance(asked["endpoint"]["base_url"], list)
         asked["endpoint"]["base_url"] = addresses if several else addresses[0]

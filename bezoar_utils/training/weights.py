@@ -113,12 +113,18 @@ def _identity(path: Path) -> str:
     return files.sha256_json({p.name: files.sha256_file(p) for p in sorted(path.iterdir()) if p.is_file()})
 
 
+def in_repository(reference: str) -> tuple[str, str]:
+    """(owner/name, a file of it or "") of a hub's model."""
+    parts = reference.split("/")
+    return "/".join(parts[:2]), "/".join(parts[2:])
+
+
 def _from_hub(reference: str, revision: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
 
-    owner, name, *inside = reference.split("/")
-    if inside:
-        return Path(hf_hub_download(f"{owner}/{name}", "/".join(inside), revision=revision))
+    repository, file = in_repository(reference)
+    if file:
+        return Path(hf_hub_download(repository, file, revision=revision))
     for weights in (["*.safetensors"], ["pytorch_model*.bin", "pytorch_model*.bin.index.json"]):
         wanted = {"allow_patterns": BESIDE_WEIGHTS + weights, "ignore_patterns": OTHER_COPIES}
         folder = Path(snapshot_download(reference, revision=revision, **wanted))
