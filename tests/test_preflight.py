@@ -56,6 +56,7 @@ def test_paper_says_how_to_be_paid_and_then_passes(profile):
         ("teacher: {wrapper: 'Q: {prompt}'}", ("teacher.wrapper: 'Q: {prompt}'", "mode chat", "'{prompt}'")),
         ("teacher: {mode: raw}", ("teacher.wrapper", "mode raw", "mode: chat")),
         ("judge: {model: olmo-3-7b-instruct}", ("the judge olmo-3-7b-instruct", "teacher's own model", "plan.same_family: true")),
+        ("lora: {target_modules: [q_proj, k_porj]}", ("lora.target_modules", "k_porj", "did you mean k_proj", "o_proj")),
         ("plan: {gpu: {memory_gib: 16.0}}", ("30_sft", "16 GiB", "plan.gpu", "merged beside needs 21.5")),
         ("dpo: {sampled_prompts: 200}", ("50_dpo", "24 GiB", "plan.gpu")),
     ],
@@ -145,7 +146,7 @@ def local(tmp_path, monkeypatch):
         (tmp_path / "own").mkdir()
         for name in ("model.safetensors", "tokenizer.json"):
             (tmp_path / "own" / name).write_text("{}")
-        for name, value in ({"config": {"max_position_embeddings": 128}} | named).items():
+        for name, value in ({"config": {"model_type": "llama", "max_position_embeddings": 128}} | named).items():
             files.write_json(tmp_path / "own" / f"{name}.json", value)
         return "{model: own, revision: null, licence: mine}"
 
@@ -157,8 +158,15 @@ def test_a_local_base_with_a_context_that_is_too_short_is_found_before_anything_
     assert any(line.startswith("sft.max_length: 192") and "128" in line for line in preflight.impossible(mine))
 
 
+def test_a_layer_that_a_local_base_lacks_is_found_before_anything_runs(profile, local):
+    base = local(config={"model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2})
+    mine = profile(f"base_model: {base}\nlora: {{target_modules: [q_proj]}}", extends="mini")
+    assert any("q_proj; there are dense" in line and "query_key_value" in line for line in preflight.impossible(mine))
+    assert preflight.impossible(profile(f"base_model: {base}\nlora: {{target_modules: [query_key_value]}}", extends="mini")) == []
+
+
 def test_a_base_with_a_chat_template_is_noted_and_not_refused(profile, local):
-    base = local(config={}, tokenizer_config={"chat_template": "{{ messages }}"})
+    base = local(config={"model_type": "llama"}, tokenizer_config={"chat_template": "{{ messages }}"})
     mine = profile(f"base_model: {base}", extends="mini")
     assert preflight.impossible(mine) == [] and any("chat template of its own" in line for line in preflight.notes(mine))
 
@@ -192,3 +200,8 @@ MODELS_PAGE = (CODE / "docs" / "models.md").read_text(encoding="utf-8")
 def test_every_snippet_of_the_page_on_models_is_a_profile(profile, text):
     mine = profile(text.removeprefix("extends: mini\n").replace("…", "mine"), extends="mini")
     assert (mine.base_model.model.startswith("package:") and mine.lora.target_modules == "attention") or not mine.judge.endpoint
+
+
+def test_a_local_base_of_no_known_architecture_is_a_reason_and_nothing_crashes(profile, local):
+    mine = profile(f"base_model: {local(config={'model_type': 'kind-of-tomorrow'})}", extends="mini")
+    assert any(line.startswith("base_model: own is of no architecture") for line in preflight.impossible(mine))

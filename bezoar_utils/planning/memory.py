@@ -20,11 +20,13 @@ HEAD_TILE = 4096 * 32768 * 4  # bytes: tokens x vocabulary at a time, in TRL's h
 # ------------------------------------------------------------------------------------------------------- the model's shape
 
 
+LLAMA_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
 def _widths(base) -> dict[str, tuple[int, int]]:
     """(inputs, outputs) of each linear layer of one Llama block."""
     h, i, kv = base.hidden, base.intermediate, base.hidden * base.kv_heads // base.heads
-    attention = {"q_proj": (h, h), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (h, h)}
-    return attention | {"gate_proj": (h, i), "up_proj": (h, i), "down_proj": (i, h)}
+    return dict(zip(LLAMA_LAYERS, [(h, h), (h, kv), (h, kv), (h, h), (h, i), (h, i), (i, h)]))
 
 
 def linear_values(base) -> int:

@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..evaluation import benchmarks
+from ..study.parts import near
 from ..study.profile import ROOT, STAGES, Profile, ProfileError
-from ..training.models import require_template
+from ..study.stages import names as stages_that
+from ..training.models import layer_names, require_template
 from ..training.weights import PACKAGE, facts, local_path, not_a_model
 from . import plan
-from .memory import too_large
+from .memory import LLAMA_LAYERS, too_large
 
+TRAININGS = stages_that("trains")
 REVISION = re.compile("[0-9a-f]{40}")
 
 
@@ -22,7 +25,7 @@ def impossible(profile: Profile) -> list[str]:
     if not profile.plan.same_family:
         own = _judges_of_their_own(profile, ("judge",))
         reasons += [f"{line}: take another, or allow it with plan.same_family: true" for line in own]
-    return [*reasons, *too_large(profile, roles)]
+    return [*reasons, *_unknown_layers(profile), *too_large(profile, roles)]
 
 
 def unknown_tasks(profile: Profile) -> list[str]:
@@ -132,6 +135,28 @@ def sources_of(profile: Profile, stages: list[str]) -> list[tuple]:
         ("mt_bench.references", "61_mt_bench", profile.mt_bench.references),
     ]
     return list({key: (key, source) for key, stage, source in sources if source and stage in stages}.values())
+
+
+def _unknown_layers(profile: Profile) -> Iterator[str]:
+    """Names in lora.target_modules that no layer of the base has, where those are known: of a Llama whose shape is planned with, of
+    the miniature's, of a model in a folder here."""
+    asked, folder = profile.lora.target_modules, local_models(profile).get("base_model")
+    if isinstance(asked, str) or not set(TRAININGS) & set(profile.chapters()):
+        return
+    if folder and folder.is_dir():
+        try:
+            names = layer_names(folder)
+        except ProfileError as error:
+            yield f"base_model: {error}"
+            return
+    elif profile.plan.base or profile.base_model.model.split("/")[0] in STAGES:
+        names = list(LLAMA_LAYERS)
+    else:
+        return
+    for name in asked:
+        if name not in names:
+            there = ", ".join(names)
+            yield f"lora.target_modules: no layer of the base model is called {name}{near(name, names)}; there are {there}"
 
 
 # ---------------------------------------------------------------------------------------------------- contexts, templates

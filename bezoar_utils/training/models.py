@@ -140,12 +140,7 @@ def target_modules(asked: list[str] | str, model) -> list[str]:
 
     Raises ProfileError, with the names there are, for one that no layer has.
     """
-    from torch import nn
-    from transformers.pytorch_utils import Conv1D
-
-    head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
-    names = sorted({name.rpartition(".")[2] for name in linear})
+    names = linear_layers(model)
     if asked == "all-linear":
         return names
     attention = next((group for group in ATTENTION if set(group) <= set(names)), ())
@@ -154,6 +149,30 @@ def target_modules(asked: list[str] | str, model) -> list[str]:
         there = ", ".join(names)
         raise ProfileError(f"lora.target_modules: no layer of the base model is called {', '.join(missing)}; there are {there}")
     return wanted
+
+
+def linear_layers(model) -> list[str]:
+    """The names of a model's linear layers but the head, each once."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head]
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def layer_names(folder: Path) -> list[str]:
+    """Those of the model in a folder, by its configuration alone. Raises ProfileError for an architecture that is not known."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return linear_layers(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)))
+    except (OSError, ValueError) as error:
+        raise ProfileError(
+            f"{folder.name} is of no architecture that can be trained: {' '.join(str(error).split())[:160]}"
+        ) from None
 
 
 def adapter_values(model) -> dict:
