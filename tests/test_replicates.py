@@ -37,13 +37,17 @@ def runs(tmp_path, monkeypatch):
     return tmp_path
 
 
+def summary_of(seeds):
+    return replicates.summary("tiny", *replicates.read_replicates("tiny", seeds))
+
+
 def test_a_replicate_is_the_profile_with_another_seed_and_nothing_else():
     one, other = (load_profile(name).model_dump() for name in ("tiny", "tiny-seed-107"))
     assert other["seed"] == 107 and one | {"seed": 107} == other
 
 
 def test_an_effect_is_judged_over_runs_by_the_claims_own_rule(runs):
-    told = replicates.summary("tiny", 3)
+    told = summary_of(3)
     rows = {row["id"]: row for row in told["claims"]}
     assert rows["sft_over_base"]["verdict"] == "shown" and rows["dpo_preferred"]["verdict"] == "not shown"
     assert rows["dpo_keeps_answers"]["verdict"] == "not shown", "runs that do not differ at all say nothing of other runs"
@@ -60,7 +64,7 @@ def test_where_one_more_run_would_lie_is_wider_than_where_the_mean_is():
 
 def test_a_replicate_that_lacks_a_chapter_is_named_and_in_no_mean(runs):
     (runs / "tiny-seed-102" / "50_dpo" / "stage.json").unlink()
-    told = replicates.summary("tiny", 3)
+    told = summary_of(3)
     assert told["left out"] == {"tiny-seed-102": "has not finished 50_dpo"} and told["seeds"] == [101, 103]
     assert set(told["metrics"]["00_miniature/rows"]["values"]) == {"tiny-seed-101", "tiny-seed-103"}
 
@@ -70,16 +74,16 @@ def test_replicates_of_another_code_or_profile_are_refused_with_what_differs(run
     path = runs / "tiny-seed-102" / "30_sft" / "stage.json"
     files.write_json(path, files.read_json(path) | {what: value})
     with pytest.raises(replicates.ReplicateError, match=f"tiny-seed-102 .*30_sft was made with other {what}"):
-        replicates.summary("tiny", 3)
+        summary_of(3)
 
 
 def test_one_run_is_an_anecdote(runs):
     with pytest.raises(replicates.ReplicateError, match="at least two are needed"):
-        replicates.summary("tiny", 1)
+        summary_of(1)
 
 
 def test_the_page_shows_each_claim_with_its_runs(runs, tmp_path):
-    files.write_json(tmp_path / "replicates.json", replicates.summary("tiny", 3))
+    files.write_json(tmp_path / "replicates.json", summary_of(3))
     complete, _ = replicates.read_replicates("tiny", 3)
     for records in complete.values():
         for record in records.values():

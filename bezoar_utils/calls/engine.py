@@ -6,7 +6,7 @@ for what is missing, and the files come out the same.
 
 from ..schemes.orca import teacher_prompt
 from ..study import files
-from ..training.generation import by_length, continue_batch, texts_of
+from ..training.generation import by_length, continue_batch, texts_of, within_batch
 from ..training.models import load_model
 from ..training.precision import current
 from ..training.tokens import chat_ids, load_tokenizer, stop_ids
@@ -45,12 +45,15 @@ class LocalWeights:
         keys = [files.sha256_json(made_by | vars(request)) for request in requests]
         by_key = dict(zip(keys, requests))
         ids, answers = {key: self._ids(request) for key, request in by_key.items()}, Answers(keys, self.ledger.finished, progress)
-        fitting = [key for key, request in by_key.items() if len(ids[key]) + request.settings["max_tokens"] <= self._context()]
-        answers.add(*({"key": key, "failure": "too long"} for key in by_key if key not in set(fitting)))
+        context = self._context()
+        fits = {key: len(ids[key]) + request.settings["max_tokens"] <= context for key, request in by_key.items()}
+        answers.add(*({"key": key, "failure": "too long"} for key in by_key if not fits[key]))
+        fitting = [key for key in by_key if fits[key]]
         for batch in by_length([by_key[key].prompt for key in fitting], self.role["batch_size"]):
             batch_keys = [fitting[i] for i in batch]
             if any(key in answers.missing for key in batch_keys):
-                answers.add(*self._answer(batch_keys, by_key, ids, answers.within(len(batch_keys))))
+                within = within_batch(progress, answers.done, len(batch), len(keys))
+                answers.add(*self._answer(batch_keys, by_key, ids, within))
         return [reply_of(row) for row in answers.in_order()]
 
     def _ids(self, request: Request) -> list[int]:

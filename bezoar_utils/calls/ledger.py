@@ -47,11 +47,6 @@ class Answers:
         if self.progress:
             self.progress(self.done, len(self.keys))
 
-    def within(self, rows: int):
-        """`progress(tokens, most)` inside a batch of so many rows, as a part of them."""
-        progress, total = self.progress, len(self.keys)
-        return progress and (lambda tokens, most: progress(min(total, self.done + rows * tokens // (most + 1)), total))
-
     def in_order(self) -> list[dict]:
         """One row a key. Equal keys share one object."""
         return [self.rows[key] for key in self.keys]

@@ -37,7 +37,7 @@ def answer(choice, mode: str) -> tuple[str, str]:
     """(text, note). An empty reply and a refusal are answers like any other; the note tells them apart from a finished text.
 
     Raises Unanswered when something else stands in place of a text, such as thinking or a call of a tool; AttributeError,
-    LookupError or TypeError when it is no reply at all.
+    LookupError or TypeError when it is not a reply at all.
     """
     message, content = (choice.message, choice.message.content) if mode == "chat" else (choice, choice.text)
     said, refusal, reason = _text(content), getattr(message, "refusal", None), choice.finish_reason
@@ -56,7 +56,7 @@ def _text(content) -> str | None:
         return "".join(part["text"] for part in content if part.get("type") == "text")
     if isinstance(content, str | None):
         return content
-    raise TypeError("the content is no text")
+    raise TypeError("the content is not text")
 
 
 def after_thinking(text: str) -> str:

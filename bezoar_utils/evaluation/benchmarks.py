@@ -70,7 +70,7 @@ def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -
 
 
 def _stranger(name: str, known: set[str]) -> str:
-    return f"benchmarks.fewshot.{name} is no task of this profile{near(name, known)}; its tasks: {', '.join(sorted(known)[:20])}"
+    return f"benchmarks.fewshot.{name} is not a task of this profile{near(name, known)}; its tasks: {', '.join(sorted(known)[:20])}"
 
 
 def unknown_names(evaluation: dict, fewshot: dict[str, int]) -> list[str]:

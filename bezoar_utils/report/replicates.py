@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..evaluation import claims, stats
 from ..study import files
-from ..study.profile import CODE, PROFILES, ROOT, STAGES, ProfileError, load_profile, stage_parameters
+from ..study.profile import CODE, PROFILES, ROOT, STAGES, load_profile, stage_parameters
 from ..study.stage import RUNS, finished_records, stale_reason
 from . import compare, pages
 
@@ -104,9 +104,8 @@ def metric_rows(runs: dict[str, dict], confidence: float) -> dict[str, dict]:
     return values
 
 
-def summary(profile: str, seeds: int) -> dict:
-    """What is kept of the replicates. Raises ReplicateError as `read_replicates` does."""
-    runs, lacking = read_replicates(profile, seeds)
+def summary(profile: str, runs: dict[str, dict], lacking: dict[str, str]) -> dict:
+    """What is kept of the replicates, as `read_replicates` gives them."""
     confidence = load_profile(profile).intervals.confidence
     seeds_of = {name: records["90_findings"]["seed"] for name, records in runs.items() if "90_findings" in records}
     told = {"profile": profile, "runs": [*runs], "seeds": [*seeds_of.values()], "left out": lacking, "confidence": confidence}
@@ -148,17 +147,18 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         failed = run_all(options.profile, options.seeds, options.jobs, options.makefile)
-        told, runs = summary(options.profile, options.seeds), read_replicates(options.profile, options.seeds)[0]
+        runs, lacking = read_replicates(options.profile, options.seeds)
+        told = summary(options.profile, runs, lacking)
         target = pages.REPORTS / f"{options.profile}-replicates"
         changed = not (target / "replicates.json").exists() or files.read_json(target / "replicates.json") != told
         if changed or not (target / "index.html").exists():
             files.write_json(target / "replicates.json", told)
             label = f"{options.profile}, {len(runs)} seeds"
             compare.write_notebook_page(NOTEBOOK, target, {"summary": str(target / "replicates.json")}, runs, label)
-    except (ProfileError, ReplicateError, ValueError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, why in told["left out"].items():
+    for name, why in lacking.items():
         print(f"left out: {name} {why}", file=sys.stderr)
     print(f"replicates: {(target / 'index.html').relative_to(ROOT)}")
     return 1 if failed else 0

@@ -56,7 +56,7 @@ def generate(
     if prompts:
         batch_size = rows_at_once(_kept_bytes(model), max(map(len, ids)) + sampling["max_new_tokens"], batch_size)
     for chosen in by_length(prompts, batch_size):
-        within = progress and within_batch(progress, done, len(chosen), len(prompts))
+        within = within_batch(progress, done, len(chosen), len(prompts))
         batch, numbers = [ids[i] for i in chosen], [seeds[i] for i in chosen]
         tokens = continue_batch(model, tokenizer, batch, numbers, progress=within, **sampling)
         for i, text in zip(chosen, texts_of(tokenizer, tokens)):
@@ -70,8 +70,10 @@ def generate(
 
 
 def within_batch(progress, done: int, rows: int, total: int):
-    """For `continue_batch`: tokens so far as a part of the batch's rows, or a minute of generation would be a minute of silence."""
-    return lambda tokens, most: progress(done + rows * tokens // (most + 1), total)
+    """For `continue_batch`: tokens so far as a part of the batch's rows, or a minute of generation would be a minute of silence.
+
+    A resumed batch may hold rows that are among the `done` already."""
+    return progress and (lambda tokens, most: progress(min(total, done + rows * tokens // (most + 1)), total))
 
 
 def prompt_ids(tokenizer, prompts: list) -> list[list[int]]:
@@ -84,17 +86,9 @@ def texts_of(tokenizer, tokens: list[list[int]]) -> list[str]:
 
 
 def continue_batch(
-    model,
-    tokenizer,
-    prompts: list[str] | list[list[int]],
-    seeds: list[int],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    progress=None,
+    model, tokenizer, prompts: list, seeds: list[int], *, max_new_tokens: int, temperature=0.0, top_p=1.0, progress=None
 ) -> list[list[int]]:
-    """The new tokens after each prompt, padded on the left; an ended row has its end token last.
+    """The new tokens after each prompt, a text or its ids, padded on the left; an ended row has its end token last.
 
     Greedy when `temperature` is 0, else row i is sampled from `seeds[i]`. `progress(tokens, most)` is called at each step.
 

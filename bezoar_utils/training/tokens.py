@@ -104,9 +104,7 @@ def _padding(tokenizer, config, rows: int) -> tuple[int, str]:
     """(token id, why that one). Padding is masked by its position, so that any token will do, and no row is added for it.
 
     OpenLLaMA's tokenizer names none; the authors took the id that the model's configuration names [A]."""
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids))
-    special |= {t.content: i for i, t in getattr(tokenizer, "added_tokens_decoder", {}).items() if t.special}
-    spare = [i for token, i in special.items() if any(part in token.lower() for part in PADS)]
+    spare = [i for token, i in _special(tokenizer).items() if any(part in token.lower() for part in PADS)]
     candidates = [
         (tokenizer.pad_token_id, "the tokenizer's own"),
         (config.get_text_config().pad_token_id, "named by the model's configuration"),
@@ -115,6 +113,12 @@ def _padding(tokenizer, config, rows: int) -> tuple[int, str]:
         (tokenizer.eos_token_id, "EOS: the tokenizer has no other, and padding is masked by position"),
     ]
     return next((i, why) for i, why in candidates if i is not None and 0 <= i < min(rows, len(tokenizer)))
+
+
+def _special(tokenizer) -> dict[str, int]:
+    """token -> id of every special token, those without a role of their own too."""
+    added = {t.content: i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    return dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids)) | added
 
 
 def begin(tokenizer) -> str:
@@ -137,7 +141,7 @@ def check_tokenizer(tokenizer, rows: int | None = None) -> None:
         raise TokenError(
             f"token {outside[0]} has no row in the model's embedding of {rows}: tokenizer and weights are not of one model"
         )
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {*tokenizer.all_special_ids}
+    special = {*_special(tokenizer).values()}
     if beyond := [token for token, i in tokenizer.get_vocab().items() if rows and i >= rows and i not in special]:
         some = ", ".join(map(repr, sorted(beyond)[:3]))
         raise TokenError(f"{len(beyond)} tokens ({some}) have no row in the model's embedding of {rows}: they are not of one model")
