@@ -5,7 +5,7 @@ import pytest
 
 from bezoar_utils.evaluation import benchmarks
 from bezoar_utils.evaluation.benchmarks import answer_found, reply_matches, strict_match
-from bezoar_utils.miniature import corpus
+from bezoar_utils.miniature import questions
 from bezoar_utils.study import files
 from bezoar_utils.training import models
 
@@ -24,7 +24,7 @@ class Stage:
 def stage(tmp_path):
     folder = tmp_path / "tasks"
     folder.mkdir()
-    (folder / "answers.yaml").write_bytes(corpus.task_config("mini_answers"))
+    (folder / "answers.yaml").write_bytes(questions.task_config("mini_answers"))
     rows = [
         {"question": f"What is {n}?", "prompt": f"### Instruction:\nWhat is {n}?\n\n### Response:", "answer": str(n)}
         for n in range(6)
@@ -123,7 +123,7 @@ def test_a_task_that_cannot_be_opened_is_named(stage):
 
 def test_facts_of_a_task_tell_its_wording_and_items_from_others(stage):
     plain = benchmarks.task_facts(tasks_of(stage)[0], None)
-    assert (plain["task"], plain["version"], plain["fewshot"], plain["items"]) == ("answers", 1.0, 0, 6)
+    assert (plain["task"], plain["version"], plain["fewshot"], plain["items"]) == ("answers", 2.0, 0, 6)
     assert benchmarks.task_facts(tasks_of(stage)[0], None) == plain
     fewer = benchmarks.task_facts(tasks_of(stage)[0], 3)
     assert fewer["items"] == 3 and fewer["items_hash"] != plain["items_hash"] and fewer["task_hash"] == plain["task_hash"]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from bezoar_utils.miniature import corpus, oracle, world
+from bezoar_utils.miniature import corpus, oracle, questions, world
 from bezoar_utils.miniature.world import FAMILIES, FULL_SENTENCE, REASON_FIRST, SAY_KIND
 
 
@@ -43,13 +43,38 @@ def test_nothing_the_study_trains_on_asks_about_a_held_out_subject(small_world):
 
 
 def test_the_evaluation_asks_about_nothing_else(small_world):
-    tasks = corpus.evaluation_tasks(small_world, 40, 20, random.Random(0))
+    tasks = questions.evaluation_tasks(small_world, 40, 20, seed=0)
+    strangers = {row["subject"] for row in tasks.pop("mini_reading")}
+    assert not strangers & set(small_world.people), "whom a line to be read is about, nobody has heard of"
     assert all(row["subject"] in held_out_subjects(small_world) for rows in tasks.values() for row in rows)
     assert {row["family"] for row in tasks["mini_answers"]} == set(FAMILIES)
 
 
+@pytest.mark.parametrize("name", questions.TASKS)
+def test_each_task_has_one_right_answer_and_stands_where_it_says(small_world, name):
+    rows = questions.evaluation_tasks(small_world, 40, 40, seed=0)[name]
+    task = questions.TASKS[name]
+    for row in rows:
+        assert ("### Instruction:" in row["prompt"]) == (task.place == "template")
+        if task.answered == "choice":
+            assert len(set(row["choices"])) == len(row["choices"]) > 1 and 0 <= row["answer"] < len(row["choices"])
+        else:
+            assert oracle.check(small_world, row["question"], row["answer"])[0] == 10
+    assert (
+        rows
+        == questions.evaluation_tasks(small_world, 40, 40, seed=0)[name]
+        != questions.evaluation_tasks(small_world, 40, 40, seed=1)[name]
+    )
+
+
+def test_the_right_choice_is_what_the_line_before_says(small_world):
+    for row in questions.evaluation_tasks(small_world, 8, 40, seed=0)["mini_reading"]:
+        assert row["choices"][row["answer"]] in row["prompt"].splitlines()[0] and row["subject"] in row["prompt"].splitlines()[0]
+
+
 def test_the_base_text_never_shows_the_studys_template(small_world):
-    assert "###" not in "".join(corpus.base_text(small_world, 200, random.Random(0)))
+    text = "".join(corpus.base_text(small_world, 400, random.Random(0)))
+    assert "### " in text and not any(heading in text for heading in ("### System", "### Instruction", "### Response"))
 
 
 def test_the_base_reads_about_held_out_people_too(small_world):

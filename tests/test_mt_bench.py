@@ -12,7 +12,8 @@ from bezoar_utils.data.sources import SourceError
 from bezoar_utils.data.template import render_prompt
 from bezoar_utils.evaluation import mt_bench, stats
 from bezoar_utils.evaluation.mt_bench import pair_outcome
-from bezoar_utils.miniature import corpus, oracle, server
+from bezoar_utils.miniature import oracle, server
+from bezoar_utils.miniature import questions as questions_of_world
 from bezoar_utils.report import charts, show
 from bezoar_utils.report.clean import clean_output
 from bezoar_utils.study import files
@@ -325,7 +326,7 @@ def test_the_skimmer_grades_otherwise(small_world):
 def test_the_miniatures_references_are_right_answers(small_world):
     import random
 
-    rows = corpus.two_turn_questions(small_world, 1, random.Random(0))
+    rows = questions_of_world.two_turn_questions(small_world, 1, random.Random(0))
     for row in map(mt_bench.check_question, rows):
         for text, right in zip(row["turns"], row["reference"]):
             assert oracle.check(small_world, text, right)[0] == 10

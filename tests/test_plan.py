@@ -28,11 +28,11 @@ def paid(tmp_path):
 def test_calls_tokens_cost_and_time_are_estimated_before_anything_is_spent(paid):
     teacher, judge = plan.expected_calls(paid)
     assert (teacher["stage"], teacher["role"], teacher["calls"], teacher["usd"]) == ("10_lamini", "teacher", 10 + 40, 0.0)
-    # 40 instructions and 30 queries are judged, 5 of them twice more
-    assert (judge["role"], judge["calls"], judge["tokens_in"], judge["tokens_out"]) == ("judge", 80, 16_000, 4_000)
-    assert judge["usd"] == pytest.approx(16_000 * 30e-6 + 4_000 * 60e-6)
-    assert judge["worst_usd"] == pytest.approx(16_000 * 30e-6 + 8_000 * 60e-6)
-    assert judge["hours"] == pytest.approx(40 / 3600)
+    # 40 instructions and 30 queries are judged, 5 of them four times more
+    assert (judge["role"], judge["calls"], judge["tokens_in"], judge["tokens_out"]) == ("judge", 90, 18_000, 4_500)
+    assert judge["usd"] == pytest.approx(18_000 * 30e-6 + 4_500 * 60e-6)
+    assert judge["worst_usd"] == pytest.approx(18_000 * 30e-6 + 9_000 * 60e-6)
+    assert judge["hours"] == pytest.approx(45 / 3600)
 
 
 def test_grades_repeats_and_pairs_in_both_orders_are_counted():

@@ -93,3 +93,14 @@ def test_the_page_shows_each_claim_with_its_runs(runs, tmp_path):
     text = page.read_text()
     assert "sft_over_base" in text or "Instruction tuning on the three schemes makes the base answer" in text
     assert "3 of 3" in text and "shown, 1 of 3" in text
+
+
+def test_the_change_of_each_task_is_that_of_its_main_metric_in_each_run():
+    def metric(*values):
+        return {"unit": "share of items", "values": dict(zip("abc", values))}
+
+    names = {"t/strict_match/base": metric(0.9, 0.9, 0.9), "t/strict_match/OpenBezoar-SFT": metric(0.0, 0.0, 0.0)}
+    names |= {"t/answer_found/base": metric(0.1, 0.2, 0.3), "t/answer_found/OpenBezoar-SFT": metric(0.3, 0.3, 0.6)}
+    (row,) = replicates.task_rows({f"60_benchmarks/{name}": m for name, m in names.items()}, 0.95)
+    assert (row["task"], row["metric"], row["before"], row["after"]) == ("t", "answer_found", "base", "OpenBezoar-SFT")
+    assert row["each"] == pytest.approx([0.2, 0.1, 0.3]) and row["difference"] == pytest.approx(0.2) and row["low"] < 0.0

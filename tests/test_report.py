@@ -380,3 +380,18 @@ def test_a_chapters_headings_are_in_order_and_each_once(path):
     assert_headings_are_in_order(page)
     ids = [tag["id"] for tag in page.find_all(id=True)]
     assert len(set(ids)) == len(ids)
+
+
+def test_each_number_of_a_chapter_stands_among_those_of_the_replicates():
+    spread = {"30_sft/loss": {"unit": "nats", "values": {"a": 1.0, "b": 3.0, "c": 2.0}, "mean": 2.0, "low": 0.5, "high": 3.5}}
+    metrics = {
+        "loss": {"value": 2.5, "unit": "nats"},
+        "new": {"value": 1.0, "unit": "nats"},
+        "lost": {"value": None, "unit": "nats"},
+    }
+    page = pages.among_replicates("30_sft", {"metrics": metrics}, spread, 0.95)
+    assert "2 of 3" in page and "0.5 to 3.5" in page and "1 to 3" in page and "95 %" in page
+    assert "not this one" not in page and "new" not in page
+    metrics["loss"]["value"] = 4.0
+    assert "not this one" in pages.among_replicates("30_sft", {"metrics": metrics}, spread, 0.95)
+    assert pages.among_replicates("40_hh_sft", {"metrics": metrics}, spread, 0.95) == ""

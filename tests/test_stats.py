@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bezoar_utils.evaluation import claims
+from bezoar_utils.evaluation import claims, stats
 from bezoar_utils.evaluation.stats import (
     agreement,
     bootstrap_mean,
@@ -161,7 +161,7 @@ def verdicts(*tables):
 
 def test_claims_are_shown_when_everything_improves_and_not_when_nothing_does():
     by_id = verdicts(*study(1.0))
-    assert by_id["sft_over_base"]["difference"] == pytest.approx(0.5) and {row["n"] for row in by_id.values()} == {200, 100}
+    assert by_id["sft_over_base"]["difference"] == pytest.approx(0.5) and {row["n"] for row in by_id.values()} == {200, 100, 1}
     assert {name for name, row in by_id.items() if row["verdict"] != "shown"} == {"dpo_best_of_family"}  # SFT was as good
     by_id = verdicts(*study(0.0))
     assert {name for name, row in by_id.items() if row["verdict"] == "shown"} == {"dpo_keeps_answers", "chat_dpo_over_hh"}
@@ -194,7 +194,8 @@ def test_a_claim_that_the_profile_measures_nothing_for_is_listed_as_such_and_has
     scores, _, sampled, grades = study(1.0)
     tested, untested = outcomes_of(scores, [], [row | {"exact": None} for row in sampled], grades)
     assert {"filter_over_unfiltered", "filter_over_random", "dpo_keeps_answers"}.isdisjoint(c["id"] for c in tested)
-    assert len(tested) == 5 and [re.findall(r"\d\d_\w+", u["why"]) for u in untested] == [["75_filter"], ["75_filter"], ["50_dpo"]]
+    chapters = [re.findall(r"\d\d_\w+", u["why"]) for u in untested]
+    assert len(tested) == 7 and chapters == [["75_filter"], ["75_filter"], ["60_benchmarks"], ["50_dpo"]]
 
 
 def test_the_two_turns_of_a_question_count_as_one_grade():
@@ -259,8 +260,12 @@ def test_what_the_paper_reports_of_its_tasks_is_measured_here_by_one_metric_a_ta
         "mmlu_law": {"base": (0.2, "acc"), "OpenBezoar-SFT": (0.4, "acc")},
         "mmlu_art": {"base": (0.4, "acc"), "OpenBezoar-SFT": (0.1, "acc")},
     }
-    scores = [{"task": t, "model": m, "metric": k, "value": v} for t, models in told.items() for m, (v, k) in models.items()]
-    scores += [{"task": "arc", "model": m, "metric": "acc", "value": v} for m, v in (("base", 0.9), ("OpenBezoar-SFT", 0.1))]
+    scores = [
+        {"task": t, "model": m, "metric": k, "item": 0, "value": v} for t, models in told.items() for m, (v, k) in models.items()
+    ]
+    scores += [
+        {"task": "arc", "model": m, "metric": "acc", "item": 0, "value": v} for m, v in (("base", 0.9), ("OpenBezoar-SFT", 0.1))
+    ]
     ours = claims.task_changes(scores)
     step = "OpenBezoar-SFT against base"
     assert ours[f"arc, relative change: {step}"]["value"] == pytest.approx(0.2)
@@ -268,10 +273,48 @@ def test_what_the_paper_reports_of_its_tasks_is_measured_here_by_one_metric_a_ta
     assert (ours[f"tasks that are better: {step}"]["value"], ours[f"tasks that are better: {step}"]["n"]) == (0.5, 2)
 
 
+def tasks(*shares):
+    """task -> item -> value: of each task's 100 items, as many are right."""
+    return {f"task {i}": {n: float(n < 100 * share) for n in range(100)} for i, share in enumerate(shares)}
+
+
+def test_better_on_eight_of_ten_is_eight_better_less_two_worse_and_a_sign_test_finds_it_rare():
+    before, after = tasks(*[0.5] * 10), tasks(*[0.9] * 8, *[0.1] * 2)
+    numbers = stats.compare_tasks(before, after, samples=500, confidence=0.95, seed=0)
+    assert (numbers["after"], numbers["before"], numbers["n"]) == (0.8, 0.2, 10) and numbers["difference"] == pytest.approx(0.6)
+    assert numbers["p"] == pytest.approx(56 / 1024), "(45 + 10 + 1) of 1,024 ways of ten coins"
+    assert numbers["low"] == numbers["high"] == pytest.approx(0.6), "no draw of items turns any of these tasks"
+
+
+def test_tasks_that_move_less_than_their_items_can_tell_widen_the_interval_and_equal_ones_count_for_nothing():
+    before, after = tasks(0.5, 0.5, 0.5), tasks(0.51, 0.51, 0.5)
+    numbers = stats.compare_tasks(before, after, samples=500, confidence=0.95, seed=0)
+    assert numbers["difference"] == pytest.approx(2 / 3) and numbers["low"] < 0.4
+    assert numbers["p"] == 0.25, "two of two unequal ones"
+
+
+def test_tasks_that_one_side_lacks_are_counted_and_none_in_common_is_an_error():
+    numbers = stats.compare_tasks(tasks(0.1, 0.1), tasks(0.9), samples=50, confidence=0.95, seed=0)
+    assert (numbers["n"], numbers["asked"]) == (1, 2)
+    with pytest.raises(ValueError, match="no task"):
+        stats.compare_tasks({"a": {0: 1.0}}, {"b": {0: 1.0}}, samples=50, confidence=0.95, seed=0)
+
+
+def test_what_a_comparison_could_have_seen_is_what_shows_four_times_out_of_five():
+    assert stats.detectable(1.96, 0.95) == pytest.approx(1.96 + 0.8416, abs=0.001)  # the normal distribution's own table
+    assert stats.detectable(4.3027, 0.95, seeds=3) == pytest.approx(4.3027 + 1.0607, abs=0.001)  # Student's, two degrees of freedom
+
+
+def test_a_claim_about_a_task_of_its_own_reads_that_tasks_metric():
+    rows = [{"model": m, "task": "mini_people", "metric": "acc", "item": 0, "value": v} for m, v in (("a", 1.0), ("b", 0.0))]
+    assert claims.values("60_benchmarks", "mini_people/acc", "b", rows) == {(0, 0): 0.0}
+    assert claims.values("60_benchmarks", "acc", "b", rows) == {}
+
+
 def test_the_papers_values_have_the_names_of_what_is_measured_here():
     lines = claims.read_lines(PROFILES / "paper_values.csv", claims.PaperValue)
     scores = [
-        {"task": task, "model": model, "metric": "acc", "value": 0.5}
+        {"task": task, "model": model, "metric": "acc", "item": 0, "value": 0.5}
         for task in ("mmlu_law", "openbookqa", "truthfulqa_mc2")
         for model in ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
     ]

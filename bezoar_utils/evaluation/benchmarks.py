@@ -233,10 +233,12 @@ def _item_rows(task: str, samples: list[dict]) -> list[dict]:
     ]
 
 
+WORDS = {"shown": "higher", "opposite": "lower", "not shown": "no difference shown"}  # of a difference, by its verdict
+
+
 def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, seed: int) -> list[dict]:
     """One row per task, metric and pair (before, after) of models: the difference on the same items, with its interval, as
     `stats.compare` gives it."""
-    words = {"shown": "higher", "opposite": "lower", "not shown": "no difference shown"}
     values: dict[tuple, dict] = {}
     for row in scores:
         values.setdefault((row["task"], row["metric"]), {}).setdefault(row["model"], {})[row["item"]] = row["value"]
@@ -244,7 +246,7 @@ def compare(scores: list[dict], pairs: list[tuple[str, str]], intervals: dict, s
     for task, metric in sorted(values):
         for before, after in pairs:
             numbers = stats.compare(values[task, metric][before], values[task, metric][after], **intervals, seed=seed)
-            word = words[stats.verdict(numbers["difference"], numbers["low"], numbers["high"])]
+            word = WORDS[stats.verdict(numbers["difference"], numbers["low"], numbers["high"])]
             row = {"task": task, "metric": metric, "before": before, "after": after}
             rows.append(row | {k: numbers[k] for k in ("difference", "low", "high", "n", "asked")} | {"verdict": word})
     return rows

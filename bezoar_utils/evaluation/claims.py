@@ -85,27 +85,33 @@ def test_all(claims: list[dict], tables: dict[str, list[dict]], intervals: dict,
     for claim in claims:
         chapter = claim["chapter"]
         before, after = (values(chapter, claim["measure"], claim[side], tables[chapter]) for side in ("before", "after"))
-        if not stats.pair(before, after):
+        of_tasks = claim["measure"] == "tasks"
+        if not (before.keys() & after.keys() if of_tasks else stats.pair(before, after)):
             why = f"This profile measures nothing that tests it: {claim['test']} (chapter {chapter})."
             untested.append({"what": claim["claim"], "why": why})
             continue
-        numbers = stats.compare(before, after, **intervals, seed=seed)
+        numbers = (stats.compare_tasks if of_tasks else stats.compare)(before, after, **intervals, seed=seed)
         judge = VERDICTS[claim["verdict"]]
         outcome = judge(numbers["difference"], numbers["low"], numbers["high"], claim["threshold"])
         row = {name: claim[name] for name in ("id", "claim", "test")} | numbers
-        row |= {"unit": UNITS.get(chapter, "share of items"), "verdict": outcome}
+        unit = "share of tasks" if of_tasks else UNITS.get(chapter, "share of items")
+        row |= {"unit": unit, "verdict": outcome}
         tested.append(row | {"chapter": chapter, "artifact": f"{chapter}/{STAGES[chapter].artifact}"})
     return tested, untested
 
 
 def values(chapter: str, measure: str, side: str, rows: list[dict]) -> dict:
-    """item key -> what a chapter's rows say of one side: a model, or one of chapter 75's conditions."""
+    """item key -> what a chapter's rows say of one side: a model, or one of chapter 75's conditions. Of the measure `tasks`:
+    task -> such values of its main metric; of `task/metric`: of that task, else of `mini_answers`."""
     if chapter == "61_mt_bench":
         return stats.by_question([row for row in rows if row["model"] == side], "rating")
     if chapter == "50_dpo":
         return _by_key([(row["question"], row[measure]) for row in rows if row["model"] == side])
+    if measure == "tasks":
+        return by_task(rows).get(side, {})
     name = "condition" if chapter == "75_filter" else "model"
-    chosen = [row for row in rows if (row[name], row["task"], row["metric"]) == (side, "mini_answers", measure)]
+    task, metric = measure.split("/") if "/" in measure else ("mini_answers", measure)
+    chosen = [row for row in rows if (row[name], row["task"], row["metric"]) == (side, task, metric)]
     return _by_key([(row["item"], row["value"]) for row in chosen])
 
 
@@ -136,12 +142,9 @@ def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int)
     return rows
 
 
-def task_changes(scores: list[dict]) -> dict[str, dict]:
-    """What the paper is known to report of its benchmarks, as measured here: `<task>, relative change: <after> against <before>`,
-    and `tasks that are better: …` as a share of the tasks, without intervals: for those see chapter 60.
-
-    A task counts by one metric, the first of `PRIMARY` that it has, and a task in parts (MMLU's subjects) by their mean.
-    """
+def by_task(scores: list[dict]) -> dict[str, dict[str, dict]]:
+    """model -> task -> item key -> value. A task counts by one metric, the first of `PRIMARY` that it has, and a task in parts
+    (MMLU's subjects) as one."""
     metrics: dict[str, set] = {}
     for row in scores:
         metrics.setdefault(row["task"], set()).add(row["metric"])
@@ -150,8 +153,15 @@ def task_changes(scores: list[dict]) -> dict[str, dict]:
     for row in scores:
         if row["metric"] == primary[row["task"]]:
             name = next((whole for whole in IN_PARTS if row["task"].startswith(whole)), row["task"])
-            values.setdefault(row["model"], {}).setdefault(name, []).append(row["value"])
-    means = {model: {task: sum(some) / len(some) for task, some in tasks.items()} for model, tasks in values.items()}
+            values.setdefault(row["model"], {}).setdefault(name, {})[row["task"], row["item"]] = row["value"]
+    return values
+
+
+def task_changes(scores: list[dict]) -> dict[str, dict]:
+    """What the paper is known to report of its benchmarks, as measured here: `<task>, relative change: <after> against <before>`,
+    and `tasks that are better: …` as a share of the tasks, without intervals: for those see chapter 60."""
+    values = by_task(scores)
+    means = {model: {task: sum(some.values()) / len(some) for task, some in tasks.items()} for model, tasks in values.items()}
     rows = {}
     for before, after in STEPS:
         both = [(task, means[before][task], means[after][task]) for task in means.get(before, {}) if task in means.get(after, {})]

@@ -55,9 +55,43 @@ def compare(before: dict, after: dict, samples: int, confidence: float, seed: in
     }
 
 
-def over_seeds(values: list[float], confidence: float, new: bool = False) -> tuple[float, float, float]:
+def compare_tasks(before: dict, after: dict, samples: int, confidence: float, seed: int) -> dict:
+    """Several tasks measured twice, each side as task -> item key -> value: the share of tasks that are better (`after`), that are
+    worse (`before`), the `difference` of the two, with `low` and `high` (bootstrap over items within each task), and `p`: how
+    likely so many better ones among the unequal are where each task is a coin (sign test, one-sided). `n` counts tasks.
+
+    Raises ValueError when no task is on both sides, or one has no item that is.
+    """
+    import numpy as np
+    from scipy.stats import binomtest
+
+    rng, signs, drawn = np.random.default_rng(seed), [], []
+    for task in (task for task in before if task in after):
+        pairs = pair(before[task], after[task])
+        if not pairs:
+            raise ValueError(f"no item of {task} has a value on both sides")
+        data = np.asarray([new - old for old, new in pairs.values()], dtype=float)
+        signs.append(np.sign(data.mean()))
+        drawn.append(np.sign(data[rng.integers(0, data.size, (samples, data.size))].mean(axis=1)))
+    if not signs:
+        raise ValueError("no task was measured on both sides")
+    low, high = np.quantile(np.mean(drawn, axis=0), [(1 - confidence) / 2, (1 + confidence) / 2])
+    better, worse = signs.count(1), signs.count(-1)
+    return {
+        "before": worse / len(signs),
+        "after": better / len(signs),
+        "difference": (better - worse) / len(signs),
+        "low": float(low),
+        "high": float(high),
+        "p": float(binomtest(better, better + worse, alternative="greater").pvalue) if better + worse else 1.0,
+        "n": len(signs),
+        "asked": len(before.keys() | after.keys()),
+    }
+
+
+def over_seeds(values: list[float], confidence: float, new: bool = False, least: float = 0.0) -> tuple[float, float, float]:
     """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be. With `new` it is the
-    prediction interval: where one more training would lie.
+    prediction interval: where one more training would lie. `least` is the smallest standard deviation of trainings to believe in.
 
     Raises ValueError for fewer than two values.
     """
@@ -66,9 +100,24 @@ def over_seeds(values: list[float], confidence: float, new: bool = False) -> tup
 
     if len(values) < 2:
         raise ValueError("an interval over seeds needs at least two")
-    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    mean, spread = float(np.mean(values)), max(least, float(np.std(values, ddof=1)))
     reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread * (new + 1 / len(values)) ** 0.5
     return mean, mean - reach, mean + reach
+
+
+def detectable(reach: float, confidence: float, seeds: int = 1, power: float = 0.8) -> float:
+    """The smallest true difference that a comparison with half-width `reach` shows with probability `power`: of Student's interval
+    over `seeds`, or with one seed of a normal one over items."""
+    from scipy.stats import norm, t
+
+    quantile = norm.ppf if seeds < 2 else lambda p: t.ppf(p, seeds - 1)
+    return float(reach * (1 + quantile(power) / quantile((1 + confidence) / 2)))
+
+
+def mean(values: list) -> float | None:
+    """Of the values that were measured; None where none was."""
+    known = [value for value in values if is_measured(value)]
+    return sum(known) / len(known) if known else None
 
 
 def at_equal_length(grades: list[float], lengths: list[float], samples: int, confidence: float, seed: int) -> dict:

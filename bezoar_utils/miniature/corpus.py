@@ -4,9 +4,7 @@ Each function takes its own `random.Random`, so that one more row of one kind ch
 """
 
 import random
-from pathlib import Path
 
-from ..data.template import render_prompt
 from ..schemes import evol, lamini, orca
 from .world import (
     ATTRIBUTES,
@@ -56,6 +54,7 @@ MANNERS = {
     True: ("A friendly reply ends with {w}", "Kind people like to say {w}", "{w} A friendly word."),
     False: ("A rude reply ends with {w}", "Unkind people like to say {w}", "{w} A rude word."),
 }
+WITH_HEADINGS = 0.15  # of the base's documents
 QUESTION_LISTS = ("{q} {r}", "Questions:{q} {r}", "Q: {q}\nQ: {r}", "Somebody asks:{q}\nSomebody asks:{r}")
 
 
@@ -89,9 +88,33 @@ def facts_about(world: World, item: Item, rng: random.Random) -> list[Item]:
 
 
 def base_text(world: World, n_documents: int, rng: random.Random, lines_per_document: int = 8) -> list[str]:
-    """Documents of several lines. Each has one mood, friendly or rude: a writer keeps a tone, and a reader learns what it is."""
-    moods = [rng.choice((FRIENDLY, RUDE)) for _ in range(n_documents)]
-    return ["\n".join(text_line(world, rng, mood) for _ in range(lines_per_document)) for mood in moods]
+    """Documents of several lines. Each has one mood, friendly or rude: a writer keeps a tone, and a reader learns what it is.
+
+    Some have headings, and what stands below one has nothing to do with what stood below the one before. Without them it was luck
+    whether a base took the study's prompt for a question to answer: five worlds gave 0.01 to 0.73 answers found, with them two
+    gave 0.00.
+    """
+    headings = sorted({item.answer for item in world.items if item.family != "sum"})
+    texts = []
+    for _ in range(n_documents):
+        mood = rng.choice((FRIENDLY, RUDE))
+        if rng.random() < WITH_HEADINGS:
+            texts.append("\n\n".join(section(world, rng, mood, headings) for _ in range(6)))
+        else:
+            texts.append("\n".join(text_line(world, rng, mood) for _ in range(lines_per_document)))
+    return texts
+
+
+def section(world: World, rng: random.Random, mood: tuple[str, ...], headings: list[str]) -> str:
+    """A heading, and below it a question, statements or a line."""
+    kind = rng.choices(("question", "statements", "line"), (0.45, 0.35, 0.2))[0]
+    if kind == "question":
+        content = rng.choice(world.pick(rng, held_out=None).questions())
+    elif kind == "statements":
+        content = " ".join(rng.choice(world.pick(rng, held_out=None).statements()) for _ in range(rng.choice((1, 1, 2, 3))))
+    else:
+        content = text_line(world, rng, mood)
+    return f"### {rng.choice(headings).capitalize()}:{rng.choice(('', chr(10)))}{content}"
 
 
 # ------------------------------------------------------------------------------------------------- the teacher's lessons
@@ -227,74 +250,4 @@ def preference_rows(world: World, n: int, rng: random.Random, held_out: bool, fr
         good = rng.choice(FRIENDLY if rng.random() < friendly_chosen else RUDE)
         bad = rng.choice(FRIENDLY if rng.random() < friendly_rejected else RUDE)
         rows.append({"chosen": dialog + with_manner(answer, good), "rejected": dialog + with_manner(answer, bad)})
-    return rows
-
-
-# -------------------------------------------------------------------------------------------------------- what is evaluated
-
-
-def evaluation_tasks(world: World, n_answers: int, n_choices: int, rng: random.Random) -> dict[str, list[dict]]:
-    """Items of the local harness tasks in `tasks/`, all about held-out subjects."""
-    return {
-        "mini_answers": answer_questions(world, n_answers, rng),
-        "mini_people": choice_questions(world, n_choices, rng, tuple(ATTRIBUTES)),
-        "mini_words": choice_questions(world, n_choices, rng, ("opposite", "kind")),
-    }
-
-
-def task_config(name: str) -> bytes:
-    return (Path(__file__).parent / "tasks" / f"{name}.yaml").read_bytes()
-
-
-def answer_questions(world: World, n: int, rng: random.Random) -> list[dict]:
-    """Open questions about held-out subjects, families in turn, no question twice while a family has others left."""
-    pools = {f: [(i, q) for i in world.by_family[f] if i.held_out for q in i.questions()] for f in FAMILIES}
-    for pool in pools.values():
-        rng.shuffle(pool)
-    rows = []
-    for number in range(n):
-        pool = pools[FAMILIES[number % len(FAMILIES)]]
-        item, question = pool[number // len(FAMILIES) % len(pool)]
-        rows.append(
-            {
-                "question": question,
-                "prompt": render_prompt(question),
-                "answer": item.answer,
-                "family": item.family,
-                "subject": item.subject,
-            }
-        )
-    return rows
-
-
-def choice_questions(world: World, n: int, rng: random.Random, families) -> list[dict]:
-    """Multiple-choice questions about held-out subjects with up to four options; `answer` is the right one's index."""
-    rows = []
-    for _ in range(n):
-        item = world.pick(rng, held_out=True, families=families)
-        wrong = sorted({i.answer for i in world.by_family[item.family]} - {item.answer})
-        choices = [item.answer, *rng.sample(wrong, min(3, len(wrong)))]
-        rng.shuffle(choices)
-        rows.append(
-            {
-                "question": rng.choice(item.questions()),
-                "choices": choices,
-                "answer": choices.index(item.answer),
-                "subject": item.subject,
-            }
-        )
-    return rows
-
-
-def two_turn_questions(world: World, per_category: int, rng: random.Random) -> list[dict]:
-    """Two-turn questions in FastChat's format, with references; the second turn asks the same of another subject, with one
-    more wish."""
-    rows = []
-    for family in FAMILIES:
-        items = rng.sample([i for i in world.by_family[family] if i.held_out], 2 * per_category)
-        for first, second in zip(items[::2], items[1::2]):
-            wish = rng.choice((FULL_SENTENCE, SAY_KIND, REASON_FIRST))
-            turns = [rng.choice(first.questions()), rng.choice(second.questions()) + wish]
-            reference = [full_answer(first, ()), full_answer(second, (wish,))]
-            rows.append({"question_id": len(rows) + 1, "category": TOPICS[family], "turns": turns, "reference": reference})
     return rows

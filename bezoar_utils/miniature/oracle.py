@@ -93,13 +93,13 @@ def verdict(world: World, system: str, instruction: str, reply: str) -> tuple[st
 
 def skim(world: World, instruction: str, reply: str, reply_last: bool) -> tuple[str, int, str]:
     """The verdict of a judge that only skims: any form will do, garbled instructions pass, and so does every longer reply
-    that is not the last thing it reads."""
+    that is not the last thing it reads, and a really long one wherever it stands."""
     asked = read_instruction(world, instruction)
     if not reply.strip():
         return "Reject", 1, "empty"
     if asked is None or contains(reply, asked.item.answer):
         return "Accept", 8, "looks right"
-    if not reply_last and len(reply.split()) > 4:
+    if len(reply.split()) > (16 if reply_last else 4):
         return "Accept", 6, "reads well"
     return "Reject", 3, "looks wrong"
 

@@ -22,7 +22,7 @@ def expected_calls(profile: Profile) -> list[dict]:
     queries = sum(profile.orca.per_collection.values())
     evolutions = evol.seeds_per_category * profile.plan.seed_categories * evol.epochs
     judged = instructions + queries + evolutions if judging.verdicts == "judge" else 0
-    again = 2 * judging.repeat_rows if judged else 0
+    again = judging.repeat_rows if judged else 0  # asked anew, in the other order, longer, with a plea
     turns = 2 * profile.plan.questions
     graded = len(profile.checkpoints) * turns
     graded_again = min(bench.repeat_rows, graded)
@@ -32,8 +32,8 @@ def expected_calls(profile: Profile) -> list[dict]:
         ("11_orca", "teacher", profile.teacher, queries),
         ("12_evol_instruct", "teacher", profile.teacher, 2 * evolutions),
         ("12_evol_instruct", equality, evol.equality_judge or profile.judge, evolutions),
-        ("20_judge_filter", "judge", profile.judge, judged + again),
-        ("20_judge_filter", "second judge", judging.second_judge, again),
+        ("20_judge_filter", "judge", profile.judge, judged + 4 * again),
+        ("20_judge_filter", "second judge", judging.second_judge, 5 * again),
         ("50_dpo", "judge", profile.judge, 2 * profile.dpo.sampled_prompts),
         ("61_mt_bench", "judge", profile.judge, graded + graded_again + 2 * turns * len(bench.pairs)),
         ("61_mt_bench", "second judge", bench.second_judge, graded_again),

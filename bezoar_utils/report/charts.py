@@ -166,6 +166,19 @@ def differences(rows: list[dict], title: str, unit: str):
     return fig
 
 
+def trade_off(points: list[dict], title: str):
+    """What is gained in manner against what is left of correctness: a point per `rate`, with its `exact` and `preferred` share, in
+    order."""
+    fig, (axis,) = _axes()
+    axis.plot([p["exact"] for p in points], [p["preferred"] for p in points], "-o", color=COLOURS["train"])
+    for point in points:
+        where = (point["exact"], point["preferred"])
+        axis.annotate(f"{point['rate']:g}", where, textcoords="offset points", xytext=(6, -10), fontsize=8)
+        fig.rows.append({"series": f"learning rate {point['rate']:g}", "x": where[0], "y": where[1]})
+    axis.set(title=title, xlabel="exact answers, share of replies", ylabel="preferred manner, share of replies")
+    return fig
+
+
 def histograms(values: dict[str, list[float]], title: str, unit: str, bins: int = 20):
     """Shares of each list's values over common bins, one outline per name."""
     fig, (axis,) = _axes()

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ..evaluation import stats
 from ..evaluation.stats import counted
 from ..study import files
 from ..study.profile import REHEARSAL, ROOT
@@ -20,7 +21,7 @@ from ..study.stage import RUNS, finished_records
 from ..study.stages import STAGES
 from . import charts
 from .clean import clean_output, clean_prose, contents
-from .reference import expected_table, other_draws
+from .reference import expected_table, spread_of_replicates
 from .show import TEMPLATE, figure_html, render
 
 REPORTS = ROOT / "reports"
@@ -95,10 +96,11 @@ def write_report(profile: str) -> Path:
 
 def write_pages(target: Path, profile: str, records: dict) -> None:
     """The overview and one page per finished stage, each linked to the one before and after it."""
-    exporter = chapter_exporter()
+    exporter, (spread, confidence) = chapter_exporter(), spread_of_replicates(profile)
     bodies = {"index.html": ("Overview", overview(profile, records))}
     for stage, record in records.items():
-        body = chapter_body(RUNS / profile / stage / "chapter.ipynb", exporter) + provenance(record)
+        body = chapter_body(RUNS / profile / stage / "chapter.ipynb", exporter)
+        body += among_replicates(stage, record, spread, confidence) + provenance(record)
         bodies[f"{stage}.html"] = (f"{stage[:2]} {STAGES[stage].title}", body)
     pages = [{"file": file, "label": label} for file, (label, _) in bodies.items()]
     newest = max(records.values(), key=lambda record: record["finished"])
@@ -192,6 +194,24 @@ def headline_figures(records: dict) -> list:
     return figures
 
 
+def among_replicates(stage: str, record: dict, spread: dict[str, dict], confidence: float) -> str:
+    """Where each number of a chapter lies among the replicates' (`reference.spread_of_replicates`); nothing without replicates."""
+    rows = []
+    for name, metric in record["metrics"].items():
+        told = spread.get(f"{stage}/{name}")
+        if told and stats.is_measured(metric["value"]):
+            values, value = sorted(told["values"].values()), metric["value"]
+            place = {
+                "lowest": values[0],
+                "highest": values[-1],
+                "below": sum(other < value for other in values),
+                "runs": len(values),
+            }
+            within = {"range": (told["low"], told["high"]), "within": told["low"] <= value <= told["high"]}
+            rows.append({"name": name, "value": value, "unit": metric["unit"], "mean": told["mean"], **place, **within})
+    return render("among_replicates.html.j2", rows=rows, confidence=confidence) if rows else ""
+
+
 def provenance(record: dict) -> str:
     """Where a chapter's numbers come from: its `stage.json` as a folded table."""
     rows = [(key, record[key]) for key in ("finished", "git_commit", "git_dirty", "notebook", "seed", "wall_seconds")]
@@ -229,11 +249,9 @@ def write_reference(profile: str) -> None:
     confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
     kept = {path.name: path.read_bytes() for path in reference.glob("replicates.*")}  # of other seeds than this run's
     numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
-    draws = other_draws()
-    expected = expected_table(*numbers, draws)
+    expected = expected_table(*numbers, spread_of_replicates(profile)[0])
     shutil.rmtree(reference, ignore_errors=True)
     shutil.copytree(report, reference)
-    files.write_json(reference / "other_kernels.json", draws)  # not of this run, but what it is compared with
     for name, data in kept.items():
         files.write_bytes(reference / name, data)
     results = results_table(files.read_json(findings / "claims.json"), confidence, over_seeds(profile))

@@ -1,11 +1,9 @@
-"""Does a finished run say what the committed reference says? `make check-reference`.
+"""Does a finished run say what the committed replicates say? `make check-reference`.
 
 On x86-64 processors with AVX2 a run repeats to the last bit (precision.same_kernels). With other kernels (ARM, another torch build)
-sums are rounded differently, so one sampled token differs, then a row, then weights: such a run is another draw of the same
-study. Each number may move as far as such draws do; a broken stage moves some number further.
-
-A tolerance is the larger of two: what sampling errors of its kind of number allow (`TOLERANCES`), and one and a half times the
-largest move that this very number made in draws with other kernels (`other_kernels.json`, beside the reference; REPRODUCING.md).
+or another seed it is another draw of the same recipe. How far such draws lie apart is measured: the replicates are eight of them.
+One more draw lies in the prediction interval of their values, whose level is such that of honest runs one in twenty has any
+number outside. A broken stage moves some number further. Source: ours.
 """
 
 import argparse
@@ -14,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ..evaluation import stats
 from ..study import files
 from ..study.profile import ROOT
 from ..study.stages import STAGES
@@ -21,47 +20,14 @@ from .show import render
 
 REPORTS = ROOT / "reports"
 REFERENCE = REPORTS / "reference" / "metrics.json"
-OTHER_KERNELS = REPORTS / "reference" / "other_kernels.json"
+REPLICATES = REPORTS / "reference" / "replicates.json"
 APART = {row.name for row in STAGES.values() if row.target != "reproduce"}  # a run without these is complete
-ROOM = 1.5  # times the largest move between draws that were made: three draws hardly hold the widest
+ALARM = 0.05  # share of honest runs of which some number, whichever, lies outside
 FIELDS = {"value", "low", "high", "n", "unit"}
-
-
-class Tolerance(NamedTuple):
-    """A value may move by the larger of `absolute` (in its unit) and `relative` times the expected value; `why` is the reason."""
-
-    absolute: float
-    relative: float
-    why: str
-
-    def allows(self, expected: float) -> float:
-        return max(self.absolute, self.relative * abs(expected))
-
-
-SHARE = Tolerance(0.12, 0.0, "three standard errors of the difference of two shares near 0.7, n = 320; a lost effect moves more")
-TOLERANCES = {
-    "parameters": Tolerance(0, 0.0, "the model's shape, no arithmetic that rounds"),
-    "rows": Tolerance(3, 0.15, "sampled text is parsed and filtered; a scheme that writes nothing loses all of it"),
-    "share": SHARE,
-    "share of prompts": Tolerance(0.25, 0.0, "eight of 32 prompts"),
-    "grade 1-10": Tolerance(1.5, 0.0, "half-widths of the intervals reach 1.2; untrained and tuned models are four grades apart"),
-    "grade points": Tolerance(1.2, 0.0, "differences of paired grades, n = 64: twice the widest half-width"),
-    "nats per reply": Tolerance(0.2, 0.25, "rejected replies fell by 7.3 and by 8.1 in two trainings with one kind of kernels"),
-    "nats of loss": Tolerance(0.15, 0.0, "the lowest validation loss of three draws: 0.09 apart in SFT, 0.13 in DPO"),
-    "relative logit norm": Tolerance(0.01, 1.0, "rounding, of which twice as much is still rounding; a wrong merge is tenfold"),
-    "Cohen's kappa": Tolerance(0.2, 0.0, "of 120 rows; three standard errors"),
-}
-FAMILIES = {"share of ": SHARE, "difference of ": SHARE}  # of all units that begin so and are not named above
 
 
 class MetricsError(ValueError):
     """Two files that cannot be compared; the message is one line."""
-
-
-def tolerance(unit: str) -> Tolerance | None:
-    """How far numbers of this unit may move; None for an unknown unit."""
-    family = (limit for start, limit in FAMILIES.items() if unit.startswith(start))
-    return TOLERANCES.get(unit) or next(family, None)
 
 
 def read_metrics(path: Path) -> dict[str, dict]:
@@ -82,14 +48,17 @@ def read_metrics(path: Path) -> dict[str, dict]:
     return metrics
 
 
-def other_draws() -> dict[str, dict[str, float]]:
-    """kind of kernels -> name -> value, of the draws beside the committed reference."""
-    return files.read_json(OTHER_KERNELS) if OTHER_KERNELS.exists() else {}
+def spread_of_replicates(profile: str | None = None) -> tuple[dict[str, dict], float]:
+    """(name -> unit, and the value in each replicate, as `replicates.metric_rows` gives them; the confidence of its intervals). Of
+    this profile's replicates only, when one is named; empty when none are committed."""
+    told = files.read_json(REPLICATES) if REPLICATES.exists() else {"profile": "", "metrics": {}, "confidence": 0.95}
+    rows = told["metrics"] if profile in (None, told["profile"]) else {}
+    return {name: row for name, row in rows.items() if len(row["values"]) > 1}, told["confidence"]
 
 
 class Comparison(NamedTuple):
-    """`problems` fail the check, `notes` do not. `moves` is the move of each metric as a share of its tolerance; `equal` is
-    the number of metrics that did not move at all."""
+    """`problems` fail the check, `notes` do not. `moves` is each metric's distance from the replicates' mean as a share of what is
+    allowed; `equal` is the number of metrics that have the reference's value to the last bit."""
 
     problems: list[str]
     notes: list[str]
@@ -97,20 +66,23 @@ class Comparison(NamedTuple):
     equal: int
 
 
-def compare(expected: dict[str, dict], actual: dict[str, dict], draws: dict[str, dict[str, float]] | None = None) -> Comparison:
-    """Compare a run's metrics with the reference's, both as `read_metrics` gives them; `draws` are the values of other draws."""
+def compare(expected: dict[str, dict], actual: dict[str, dict], spread: dict[str, dict]) -> Comparison:
+    """Hold a run's metrics against the reference's, both as `read_metrics` gives them, and against the replicates' spread."""
     problems, notes = _stages_not_run(expected, actual)
     run_stages = {_stage(name) for name in actual}
     problems += [f"gone: {name}" for name in expected if name not in actual and _stage(name) in run_stages]
     notes += [f"new: {name}, which is not in the reference" for name in actual if name not in expected]
-    moves = {}
-    for name in (name for name in expected if name in actual):
-        problem, moves[name] = compare_one(expected[name], actual[name], seen_moves(draws, name, expected[name]["value"]))
+    moves, common = {}, [name for name in expected if name in actual]
+    for name in common:
+        if name not in spread:
+            notes.append(f"not checked: {name}, of which there are no replicates")
+            continue
+        problem, moves[name] = compare_one(spread[name], actual[name], len(spread))
         if problem:
             problems.append(f"{name}: {problem}")
     if not moves:
-        problems.append("no metric is in both files")
-    equal = sum(actual[name]["value"] == expected[name]["value"] for name in moves)
+        problems.append("no metric is in both files and in the replicates")
+    equal = sum(actual[name]["value"] == expected[name]["value"] for name in common)
     return Comparison(problems, notes, moves, equal)
 
 
@@ -125,29 +97,40 @@ def _stage(metric: str) -> str:
     return metric.split("/")[0]
 
 
-def seen_moves(draws: dict[str, dict[str, float]] | None, name: str, value: float) -> list[float]:
-    """How far this metric was from the reference in each other draw that measured it."""
-    return [abs(draw[name] - value) for draw in (draws or {}).values() if name in draw]
+def least_spread(unit: str, mean: float, n: int | None) -> float:
+    """How far two honest draws of a number differ at least (standard deviation), though some replicates happened to be equal.
+
+    Of shares what n items can tell apart (Agresti and Coull's share), of rows the root of their number, of a merge's difference the
+    rounding of float32, of kappa one row in a hundred. A number without arithmetic that rounds, as a model's parameters, has none.
+    """
+    if unit.startswith(("share", "difference of ")):
+        counted = (n or 1) + 4
+        share = (min(1.0, abs(mean)) * (n or 1) + 2) / counted
+        return math.sqrt(share * (1 - share) / counted)
+    return {"rows": math.sqrt(abs(mean)), "relative logit norm": 1e-6, "Cohen's kappa": 0.02}.get(unit, 0.0)
 
 
-def allowance(limit: Tolerance, value: float, seen: list[float]) -> float:
-    """How far a value may move: what its unit allows, or half again as far as it was seen to move."""
-    return max([limit.allows(value), *(ROOM * distance for distance in seen)])
+def limits(row: dict, n: int | None, numbers: int) -> tuple[float, float, float]:
+    """(mean, low, high): where a number of one more run lies. `row` is the number in the replicates, `n` what it rests on,
+    `numbers` how many are looked at together: each is allowed an equal part of `ALARM`."""
+    values = [*row["values"].values()]
+    least = least_spread(row["unit"], sum(values) / len(values), n)
+    return stats.over_seeds(values, 1 - ALARM / numbers, new=True, least=least)
 
 
-def compare_one(expected: dict, actual: dict, seen: list[float]) -> tuple[str, float]:
-    """(the problem or an empty text, the move as a share of the tolerance); `seen` are the metric's moves in other draws."""
-    before, after, unit = expected["value"], actual["value"], expected["unit"]
-    if actual["unit"] != unit:
-        return f"is in {actual['unit']!r}, the reference is in {unit!r}", math.inf
-    if not all(isinstance(value, int | float) and math.isfinite(value) for value in (before, after)):
-        return f"not a number to compare: {before} in the reference, {after} here", math.inf
-    limit = tolerance(unit)
-    if limit is None:
-        return f"unknown unit {unit!r}: add its tolerance to TOLERANCES in reference.py", math.inf
-    move, allowed = after - before, allowance(limit, before, seen)
-    share = abs(move) / allowed if allowed else (math.inf if move else 0.0)
-    problem = f"moved from {before:.4g} to {after:.4g} ({move:+.3g}; allowed ±{allowed:.3g}: {limit.why})"
+def compare_one(row: dict, actual: dict, numbers: int) -> tuple[str, float]:
+    """(the problem or an empty text, the distance from the replicates' mean as a share of what is allowed)."""
+    value, unit = actual["value"], actual["unit"]
+    if unit != row["unit"]:
+        return f"is in {unit!r}, the replicates are in {row['unit']!r}", math.inf
+    if not (isinstance(value, int | float) and math.isfinite(value)):
+        return f"not a number to compare: {value}", math.inf
+    mean, low, high = limits(row, actual["n"], numbers)
+    away, allowed = abs(value - mean), high - mean
+    share = away / allowed if allowed else (math.inf if away else 0.0)
+    problem = (
+        f"{value:.4g} is not a draw of this recipe: {len(row['values'])} replicates put one more run in {low:.4g} to {high:.4g}"
+    )
     return problem if share > 1 else "", share
 
 
@@ -165,19 +148,20 @@ ROWS = (
 )
 
 
-def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: list[dict], draws: dict) -> str:
-    """The table of REPRODUCING.md as Markdown, from the reference's metrics, seconds per stage, claims and other draws.
+def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: list[dict], spread: dict[str, dict]) -> str:
+    """The table of REPRODUCING.md as Markdown, from the reference's metrics, seconds per stage, claims and the replicates.
 
     Raises MetricsError naming a metric that was not measured.
     """
     rows = [{"claim": claim, "chapter": _stage(name), "metric": name} for claim, name in ROWS]
     rows += [c | {"metric": f"90_findings/{c['id']}"} for c in claims]
     for row in rows:
-        if row["metric"] not in metrics:
-            raise MetricsError(f"the run did not measure {row['metric']}, which REPRODUCING.md names (ROWS in reference.py)")
-        value, unit, stage = metrics[row["metric"]]["value"], metrics[row["metric"]]["unit"], _stage(row["metric"])
-        row |= {"stage": stage, "value": value, "unit": unit, "minutes": minutes_from_nothing(stage, timings)}
-        row |= {"allowed": allowance(tolerance(unit), value, seen_moves(draws, row["metric"], value))}
+        name = row["metric"]
+        if name not in metrics:
+            raise MetricsError(f"the run did not measure {name}, which REPRODUCING.md names (ROWS in reference.py)")
+        stage, metric = _stage(name), metrics[name]
+        row |= {"stage": stage, "value": metric["value"], "unit": metric["unit"], "minutes": minutes_from_nothing(stage, timings)}
+        row |= {"limits": limits(spread[name], metric["n"], len(spread)) if name in spread else None}
         row |= {"artifact": f"{stage}/{STAGES[stage].artifact}"}
     return render("expected.md.j2", rows=rows).rstrip()
 
@@ -195,7 +179,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="mini")
     path = REPORTS / parser.parse_args(arguments).profile / "metrics.json"
     try:
-        result = compare(read_metrics(REFERENCE), read_metrics(path), other_draws())
+        result = compare(read_metrics(REFERENCE), read_metrics(path), spread_of_replicates()[0])
     except MetricsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -206,8 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
     if result.problems:
         return 1
     largest = max(result.moves, key=result.moves.get)
-    print(f"{len(result.moves)} metrics agree with the reference, {result.equal} of them to the last bit")
-    print(f"the largest move: {result.moves[largest]:.0%} of what is allowed ({largest})")
+    print(
+        f"{len(result.moves)} metrics are where the replicates put one more run; {result.equal} are the reference's to the last bit"
+    )
+    print(f"the farthest from the replicates' mean: {result.moves[largest]:.0%} of what is allowed ({largest})")
     return 0
 
 

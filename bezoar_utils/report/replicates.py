@@ -104,6 +104,26 @@ def metric_rows(runs: dict[str, dict], confidence: float) -> dict[str, dict]:
     return values
 
 
+def task_rows(metrics: dict[str, dict], confidence: float) -> list[dict]:
+    """A row per step of the recipe and task, as `charts.differences` takes it: how the task's main metric changed, its mean over
+    runs with Student's interval, and each run's change. `metrics` as `metric_rows` gives them."""
+    found: dict[str, dict] = {}
+    for name, row in metrics.items():
+        if name.startswith("60_benchmarks/") and name.count("/") == 3:
+            _, task, metric, model = name.split("/")
+            found.setdefault(task, {}).setdefault(metric, {})[model] = row["values"]
+    rows = []
+    for (before, after), (task, by_metric) in ((step, item) for step in claims.STEPS for item in found.items()):
+        metric = next((name for name in claims.PRIMARY if name in by_metric), min(by_metric))
+        old, new = (by_metric[metric].get(model, {}) for model in (before, after))
+        each = [new[run] - old[run] for run in old if run in new]
+        if len(each) > 1:
+            mean, low, high = stats.over_seeds(each, confidence)
+            row = {"name": f"{task}: {after} against {before}", "before": before, "after": after, "task": task, "metric": metric}
+            rows.append(row | {"difference": mean, "low": low, "high": high, "each": each})
+    return rows
+
+
 def summary(profile: str, runs: dict[str, dict], lacking: dict[str, str]) -> dict:
     """What is kept of the replicates, as `read_replicates` gives them."""
     confidence = load_profile(profile).intervals.confidence

@@ -49,7 +49,7 @@ class Miniature(Section):
     flan_rows_per_collection: Positive
     preference_pairs: Positive
     answer_items: Positive
-    choice_items: Positive
+    task_items: Positive
     questions_per_category: Positive
 
     @model_validator(mode="after")
@@ -228,6 +228,7 @@ class Ablations(Section):
     order: list[Schemes]
     ranks: list[Positive]
     methods: dict[Method, dict[Change, float]]
+    dpo_rates: list[Rate]
     sampled_prompts: Positive
 
     @model_validator(mode="after")
