@@ -113,7 +113,8 @@ def grouped_bars(values: dict[str, dict[str, tuple | float]], title: str, unit: 
         fig.rows += [{"series": _short(series)} | dict(zip(("x", "y", "low", "high"), point)) for point in points]
         places, heights = [categories.index(c) + shift for c, *_ in points], [point[1] for point in points]
         axis.bar(places, heights, width, yerr=_reach(points), capsize=4, label=_short(series), color=BARS[number % len(BARS)])
-    axis.set_xticks(range(len(categories)), categories)
+    tilt = {"rotation": 25, "ha": "right"} if sum(map(len, categories)) > 80 else {}  # long names would run into each other
+    axis.set_xticks(range(len(categories)), categories, **tilt)
     axis.set(title=title, ylabel=unit, ylim=(0, top))
     if len(values) > 1:
         axis.legend(frameon=False, ncols=2, fontsize=8)
