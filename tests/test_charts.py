@@ -52,6 +52,21 @@ def test_a_difference_keeps_its_interval_and_its_name():
     assert numbers_of(charts.differences([row], "T", "share")) == [("", "", 0.5, "rank 4 against rank 16", -1, 2)]
 
 
+def test_a_trade_off_keeps_the_order_of_its_rates_and_what_each_gains_and_costs():
+    points = [{"rate": 0.0, "exact": 0.5, "preferred": 0.6}, {"rate": 0.002, "exact": 0.4, "preferred": 0.9}]
+    figure = charts.trade_off(points, "DPO")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.002"]
+    rows = [("", "learning rate 0", 0.5, 0.6, "", ""), ("", "learning rate 0.002", 0.4, 0.9, "", "")]
+    assert numbers_of(figure) == rows
+
+
+@pytest.mark.parametrize(("names", "turned"), [("abc", 0), ([f"a long category {n}" for n in range(8)], 25)])
+def test_many_long_names_are_tilted_so_that_they_do_not_run_into_each_other(names, turned):
+    figure = charts.grouped_bars({"a": dict.fromkeys(names, 0.5)}, "T", "share")
+    assert {label.get_rotation() for label in figure.axes[0].get_xticklabels()} == {turned}
+    plt.close(figure)
+
+
 def test_losses_name_the_panel_and_the_curve_and_are_those_that_were_logged():
     logs = {
         "lamini": [{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.5}],
