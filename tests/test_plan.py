@@ -35,6 +35,17 @@ def test_calls_tokens_cost_and_time_are_estimated_before_anything_is_spent(paid)
     assert judge["hours"] == pytest.approx(45 / 3600)
 
 
+def test_a_screen_says_what_it_saves_once_there_are_rows(paid, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "RUNS", tmp_path)
+    screening = paid.model_copy(update={"judge_filter": paid.judge_filter.model_copy(update={"screen": True})})
+    judging = plan.expected_calls(paid)[-1]
+    assert plan.screen_lines("paid", paid, judging) == [] and "is known once" in plan.screen_lines("paid", screening, judging)[0]
+    rows = [{"response": text} for text in ("A fine answer.", "", "I'm sorry, but I can't help with that.", "42")]
+    files.write_table(tmp_path / "paid" / "10_lamini" / "lamini.parquet", rows)
+    (line,) = plan.screen_lines("paid", screening, judging)
+    assert "50.0% of 4 rows" in line and f"about {judging['usd'] / 2:.2f} USD less" in line
+
+
 def test_grades_repeats_and_pairs_in_both_orders_are_counted():
     mini = load_profile("mini")
     # 32 questions of two turns: four models' grades, 64 of them again, and two pairs of models in two orders

@@ -97,6 +97,45 @@ def test_well_formed_completions_are_read_back_whole():
         assert lamini.parse_instructions(cut) == texts[:-1]
 
 
+def test_a_list_to_be_continued_numbers_its_examples_and_stands_open_at_the_next():
+    prompt = lamini.continued_prompt(["Do a.", "Do\nb."])
+    assert "1. Do a.\n2. Do b.\n" in prompt and prompt.endswith("\n3.")
+    with pytest.raises(ValueError, match="at least one example"):
+        lamini.continued_prompt([])
+
+
+@pytest.mark.parametrize(
+    ("completion", "instructions"),
+    [
+        (" Name a river.\n4. Add 2 and 3.\n5. Say hel", ["Name a river.", "Add 2 and 3."]),
+        ("Name a river.\n2) Add 2 and 3.\n- Say hello!", ["Name a river.", "Add 2 and 3.", "Say hello!"]),
+        ("Name a river.\n\n4. Add.\n\nHere are the answers:\n1. The Rhine.", ["Name a river.", "Add."]),
+        ("4. Name a river.", ["Name a river."]),
+        ('Use the word "sun"', ['Use the word "sun"']),
+        ("no end at al", []),
+        ("", []),
+        ("\n\n", []),
+    ],
+)
+def test_a_continued_list_ends_where_its_numbers_do_and_a_line_that_was_cut_off_is_left_out(completion, instructions):
+    assert lamini.parse_list(completion) == instructions
+
+
+def test_a_list_without_tags_is_read_by_its_numbers_and_nothing_else_is():
+    completion = "Sure, here they are:\n1. Name a river.\n2. Add 2 and 3.\nI hope this helps."
+    assert lamini.parse_instructions(completion) == ["Name a river.", "Add 2 and 3."]
+    assert lamini.parse_instructions("I cannot do that.") == []
+
+
+def test_the_instruction_that_a_model_writes_as_the_user_is_its_first_paragraph():
+    assert lamini.parse_turn(" Why is the sky blue?\nIn one line.\n\nThe sky is") == ["Why is the sky blue?\nIn one line."]
+    assert lamini.parse_turn(" \n ") == []
+
+
+def test_each_way_has_a_form_and_a_parser():
+    assert lamini.FORMS.keys() == lamini.PARSERS.keys() == {"example-guided", "topic-guided", "continued", "magpie"}
+
+
 def test_repeats_and_copies_are_dropped_each_under_its_reason():
     seeds = ["Name one river in the north of Italy.", "Seed?"]
     texts = [

@@ -148,6 +148,14 @@ def test_a_local_teacher_is_asked_in_its_wrapper_or_by_its_own_chat_template(sta
     assert sorted(seen[1:]) == ["<s><system> Be kind.\n<user> R\n<assistant>", "<s><user> Q\n<assistant>"]
 
 
+def test_a_chat_teacher_can_go_on_with_a_text_or_write_the_users_own_turn(stage, local, chatty, seen):
+    teacher = Teacher(stage, local | {"model": str(chatty), "mode": "chat"}, 7)
+    texts = teacher.generate(["A list:\n1."], "lists", form="continued")
+    turns = teacher.generate(["", ""], "user turns", form="user_turn")
+    assert seen == ["<s>A list:\n1.", "<s><user> ", "<s><user> "]
+    assert len(texts) == 1 and len(turns) == 2 and turns[0] != turns[1], "each has a seed of its own"
+
+
 def test_a_local_teacher_without_a_chat_template_is_not_asked_in_chat_mode(stage, local):
     with pytest.raises(TokenError, match="no chat template"):
         Teacher(stage, local | {"mode": "chat"}, 7).generate(["Q"], "answers")

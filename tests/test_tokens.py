@@ -112,7 +112,16 @@ def test_a_system_message_is_one_or_stands_before_the_prompt_where_the_template_
         assert tokens.chat_ids(tokenizer, "Why?", "Be kind.") == tokens.chat_ids(tokenizer, "Be kind.\n\nWhy?")
 
 
+@pytest.mark.parametrize("name", ["smollm2", "llama-3", "qwen3", "gemma"])
+def test_the_turn_that_a_model_writes_as_the_user_begins_as_every_users_turn_does(family, name):
+    tokenizer = tokens.load_tokenizer(family(name))
+    begun, whole = (tokenizer.decode(ids) for ids in (tokens.user_turn_ids(tokenizer), tokens.chat_ids(tokenizer, "Why?")))
+    assert whole.startswith(begun) and whole.removeprefix(begun).startswith("Why?")
+
+
 def test_without_a_template_a_chat_is_refused_in_one_line(family):
+    with pytest.raises(tokens.TokenError, match="magpie_calls: 0"):
+        tokens.user_turn_ids(tokens.load_tokenizer(family("pythia")))
     with pytest.raises(tokens.TokenError, match="mode: raw"):
         tokens.chat_ids(tokens.load_tokenizer(family("pythia")), "Why?")
 

@@ -9,7 +9,7 @@ from ..study import files
 from ..training.generation import by_length, continue_batch, texts_of, within_batch
 from ..training.models import load_model
 from ..training.precision import current
-from ..training.tokens import chat_ids, load_tokenizer, stop_ids
+from ..training.tokens import chat_ids, load_tokenizer, stop_ids, user_turn_ids
 from ..training.weights import locate_model
 from .endpoint import Request, open_endpoint
 from .ledger import Answers, Ledger
@@ -23,9 +23,17 @@ def open_engine(stage, role: dict):
     return open_endpoint(stage, role) if role["endpoint"] else LocalWeights(stage, role)
 
 
-def request(role: dict, prompt: str, settings: dict, scheme: str, repeat: int = 0, system: str = "") -> Request:
+def request(
+    role: dict, prompt: str, settings: dict, scheme: str, repeat: int = 0, system: str = "", form: str | None = None
+) -> Request:
     """A call to a teacher or judge in the form it wants: `mode: raw` completes the profile's wrapper around the prompt, where a
-    system message stands at its head; `mode: chat` leaves both to the chat template."""
+    system message stands at its head; `mode: chat` leaves both to the chat template.
+
+    `form` is for what no mode does: `continued` goes on with the prompt as it is, `user_turn` with the chat template's empty turn
+    of a user.
+    """
+    if form:
+        return Request(prompt, settings, {"continued": "raw"}.get(form, form), scheme, repeat)
     if role["mode"] == "chat":
         return Request(prompt, settings, "chat", scheme, repeat, system)
     return Request(role["wrapper"].format(prompt=teacher_prompt(system, prompt)), settings, "raw", scheme, repeat)
@@ -59,6 +67,8 @@ class LocalWeights:
     def _ids(self, request: Request) -> list[int]:
         if request.mode == "chat":
             return chat_ids(self.tokenizer, request.prompt, request.system)
+        if request.mode == "user_turn":
+            return user_turn_ids(self.tokenizer)
         return self.tokenizer(request.prompt)["input_ids"]
 
     def _context(self) -> float:

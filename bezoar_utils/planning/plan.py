@@ -5,6 +5,7 @@ What a GPU will have to hold is estimated in `memory.py`; here it is printed.
 """
 
 from ..calls.budget import cost_usd
+from ..following import form
 from ..study import files
 from ..study.profile import STAGES, Profile
 from ..study.stage import RUNS
@@ -17,8 +18,8 @@ def expected_calls(profile: Profile) -> list[dict]:
     The worst case has every reply as long as it may be. A local server and local weights cost nothing.
     """
     lamini, evol, judging, bench = profile.lamini, profile.evol, profile.judge_filter, profile.mt_bench
-    prompts = lamini.example_guided_calls + lamini.topic_guided_calls
-    instructions = prompts * lamini.instructions_per_call
+    lists = lamini.example_guided_calls + lamini.topic_guided_calls + lamini.continued_calls
+    prompts, instructions = lists + lamini.magpie_calls, lists * lamini.instructions_per_call + lamini.magpie_calls
     queries = sum(profile.orca.per_collection.values())
     evolutions = evol.seeds_per_category * profile.plan.seed_categories * evol.epochs
     judged = instructions + queries + evolutions if judging.verdicts == "judge" else 0
@@ -81,7 +82,24 @@ def call_lines(profile_name: str, profile: Profile) -> list[str]:
     paths = [RUNS / profile_name / stage / "calls.jsonl" for stage in STAGES]
     finished = sum("text" in row for path in paths for row in files.read_jsonl(path))
     lines.append(f"{finished:,} answers of earlier runs are on disk; the same call is not sent again")
+    lines += screen_lines(profile_name, profile, next((r for r in rows if r["stage"] == "20_judge_filter"), None))
     return [*lines, budget_line(profile, sum(r["usd"] for r in rows), sum(r["worst_usd"] for r in rows))]
+
+
+REPLIES = {"10_lamini/lamini": "response", "11_orca/orca": "explained_targets", "12_evol_instruct/evol": "response"}
+
+
+def screen_lines(profile_name: str, profile: Profile, judging: dict | None) -> list[str]:
+    """What `judge_filter.screen` saves of the calls in `judging`, a row of `expected_calls`: known once the rows are written."""
+    if not profile.judge_filter.screen or not judging:
+        return []
+    paths = {RUNS / profile_name / f"{name}.parquet": column for name, column in REPLIES.items()}
+    replies = [row[column] for path, column in paths.items() if path.exists() for row in files.read_table(path, (column,))]
+    if not replies:
+        return ["judge_filter.screen: how many rows need no call is known once chapters 10 to 12 are done"]
+    share = sum(form.fault(reply) is not None for reply in replies) / len(replies)
+    usd = share * judging["usd"]
+    return [f"judge_filter.screen: {share:.1%} of {len(replies):,} rows are refused for their form alone, about {usd:.2f} USD less"]
 
 
 def budget_line(profile: Profile, usd: float, worst: float) -> str:

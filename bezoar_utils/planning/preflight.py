@@ -185,6 +185,8 @@ def _wrong_template(profile: Profile, roles: dict[str, list[str]]) -> Iterator[s
         yield f"teacher.wrapper: {teacher.wrapper!r} is not used in mode chat: write '{{prompt}}', the server has a template"
     if _calls(roles, "teacher") and teacher.mode == "raw" and bare:
         yield "teacher.wrapper: a bare '{prompt}' in mode raw asks the teacher without its template: write that, or mode: chat"
+    if profile.lamini.magpie_calls and _calls(roles, "teacher") and teacher.endpoint:
+        yield "lamini.magpie_calls: an endpoint opens the user's turn itself; this needs a teacher of local weights"
     for place, path in local_models(profile).items():
         role = profile.model_roles().get(place)
         if role and role.mode == "chat" and not facts(path).chat_template:

@@ -1,7 +1,10 @@
-"""LaMini-LM's two ways to have a teacher write instructions (arXiv 2304.14402), in our own words.
+"""LaMini-LM's two ways to have a teacher write instructions (arXiv 2304.14402), in our own words, and two more for small teachers.
 
 Example-guided: the teacher sees k sampled seeds and writes more like them. Topic-guided: the same, steered to t topics.
 The original asks for 20 instructions from 3 examples and 3 topics; how many the OpenBezoar authors used is unknown.
+
+A teacher of 135M parameters writes hardly any tagged list when it is told to. It can go on with a list (`continued`), and a
+chat model can write the user's turn that its own template opens (`magpie`, arXiv 2406.08464). Neither is the paper's.
 """
 
 import re
@@ -36,19 +39,65 @@ def _prompt(examples: list[str], n_new: int, topics: list[str]) -> str:
     )
 
 
+def continued_prompt(examples: list[str]) -> str:
+    """A numbered list of the examples, open at the next number, for a teacher that goes on with a text."""
+    if not examples:
+        raise ValueError("a list to be continued needs at least one example")
+    listed = "\n".join(f"{number}. {' '.join(example.split())}" for number, example in enumerate(examples, 1))
+    return f"Varied instructions, one a line:\n\n{listed}\n{len(examples) + 1}."
+
+
+def parse_list(completion: str) -> list[str]:
+    """The instructions of a list that was gone on with: its first line stands behind a number already, each later one begins with a
+    number or a bullet, and the list ends at the first line that does not. The last line was cut off by the length limit, and is
+    left out, unless it ends like a sentence.
+
+    Example: "Name a river.\n2) Add 2 and 3.\n- Say hel" gives ["Name a river.", "Add 2 and 3."].
+    """
+    lines = completion.strip().split("\n")
+    found = [LABEL.sub("", lines[0])]
+    for line in (line for line in lines[1:] if line.strip()):
+        if not LABEL.match(line):
+            break
+        found.append(LABEL.sub("", line))
+    if found and found[-1] and not re.search(r"[.?!\"')\]>]\s*$", found[-1]):
+        found.pop()
+    return [text for line in found if (text := line.strip())]
+
+
+def parse_turn(completion: str) -> list[str]:
+    """The instruction that a model wrote as the user: its first paragraph."""
+    text = completion.strip().split("\n\n")[0].strip()
+    return [text] if text else []
+
+
 def parse_instructions(completion: str) -> list[str]:
     """The tagged instructions of one completion, in order, without the numbers and labels teachers put before them.
 
     An instruction whose closing tag was forgotten ends where the next one opens; the last one without a closing tag was
     cut off by the length limit and is left out. Text outside the tags is ignored.
 
+    Without any tag, the lines with a number or a bullet count: that is how small teachers list.
+
     Example: "Sure! <example>1. Name a river.</example> <example>Add 2 and 3.<example>Name a la" gives
     ["Name a river.", "Add 2 and 3."].
     """
+    if not OPENING.search(completion):
+        return parse_list("\n".join(line for line in completion.split("\n") if LABEL.match(line)))
     pieces = OPENING.split(completion)[1:]
     if pieces and not CLOSING.search(pieces[-1]):
         pieces.pop()
     return [text for piece in pieces if (text := LABEL.sub("", CLOSING.split(piece)[0]).strip())]
+
+
+# way -> how the teacher is asked (`engine.request`), and how its completion is read
+FORMS = {"example-guided": None, "topic-guided": None, "continued": "continued", "magpie": "user_turn"}
+PARSERS = {
+    "example-guided": parse_instructions,
+    "topic-guided": parse_instructions,
+    "continued": parse_list,
+    "magpie": parse_turn,
+}
 
 
 def drop_repeats(instructions: list[dict], seeds: list[str], near_duplicate: float) -> tuple[list[dict], dict[str, int]]:

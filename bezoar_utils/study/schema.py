@@ -64,6 +64,8 @@ class Lamini(Section):
     released: Source | None
     example_guided_calls: Count
     topic_guided_calls: Count
+    continued_calls: Count
+    magpie_calls: Count
     examples_per_prompt: Positive
     topics_per_prompt: Positive
     instructions_per_call: Positive
@@ -105,6 +107,7 @@ class Evol(Section):
 
 class JudgeFilter(Section):
     verdicts: Literal["judge", "released"]
+    screen: bool
     repeat_rows: Count
     second_judge: Judge | None
     near_duplicate: Rate

@@ -178,6 +178,18 @@ def chat_ids(tokenizer, prompt: str, system: str = "") -> list[int]:
         return chat_ids(tokenizer, f"{system}\n\n{prompt}")
 
 
+def user_turn_ids(tokenizer) -> list[int]:
+    """What the chat template writes before a user's first word, so that the model goes on as the user (Magpie, arXiv 2406.08464).
+
+    Raises TokenError without a template.
+    """
+    if not tokenizer.chat_template:
+        raise TokenError("the tokenizer has no chat template, so there is no user's turn to go on with: set `magpie_calls: 0`")
+    mark = "\ue000user\ue001"
+    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
+    return tokenizer(text.partition(mark)[0], add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+
 def _rendered_ids(tokenizer, turns: list[dict]) -> list[int]:
     def rendered(contents: list[str]) -> str:
         messages = [turn | {"content": content} for turn, content in zip(turns, contents)]
