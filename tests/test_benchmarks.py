@@ -1,5 +1,6 @@
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,8 +23,8 @@ class Stage:
 
 @pytest.fixture
 def stage(tmp_path):
-    folder = tmp_path / "tasks"
-    folder.mkdir()
+    folder = tmp_path / "00_miniature" / "tasks"
+    folder.mkdir(parents=True)
     (folder / "answers.yaml").write_bytes(questions.task_config("mini_answers"))
     rows = [
         {"question": f"What is {n}?", "prompt": f"### Instruction:\nWhat is {n}?\n\n### Response:", "answer": str(n)}
@@ -34,7 +35,7 @@ def stage(tmp_path):
 
 
 def tasks_of(stage, names=("answers",), **fewshot):
-    return benchmarks.open_tasks({"tasks": list(names), "tasks_from": "tasks"}, stage, fewshot)
+    return benchmarks.open_tasks({"tasks": list(names), "tasks_from": "00_miniature/tasks"}, stage, fewshot)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_scores_are_one_row_an_item_and_metric_and_the_same_in_any_batch(stage, 
 
 
 def test_a_task_that_reads_replies_in_two_ways_has_a_metric_for_each(stage, model_folder, tokenizer):
-    path = stage.folder / "tasks" / "answers.yaml"
+    path = stage.folder / "00_miniature" / "tasks" / "answers.yaml"
     filters = [
         {"name": name, "filter": [{"function": "regex", "regex_pattern": "(zzz)", "fallback": name}, {"function": "take_first"}]}
         for name in ("no", "3")
@@ -116,7 +117,7 @@ def test_a_task_that_cannot_be_opened_is_named(stage):
         benchmarks.harness_task("arc_chalenge")
     with pytest.raises(ValueError, match="data of task 'arc_easy'"):
         benchmarks.harness_task("arc_easy")
-    files.write_bytes(stage.folder / "tasks" / "answers.jsonl", b"")
+    files.write_bytes(stage.folder / "00_miniature" / "tasks" / "answers.jsonl", b"")
     with pytest.raises(ValueError, match="'answers' has no items"):
         tasks_of(stage)
 
@@ -127,7 +128,7 @@ def test_facts_of_a_task_tell_its_wording_and_items_from_others(stage):
     assert benchmarks.task_facts(tasks_of(stage)[0], None) == plain
     fewer = benchmarks.task_facts(tasks_of(stage)[0], 3)
     assert fewer["items"] == 3 and fewer["items_hash"] != plain["items_hash"] and fewer["task_hash"] == plain["task_hash"]
-    path = stage.folder / "tasks" / "answers.yaml"
+    path = stage.folder / "00_miniature" / "tasks" / "answers.yaml"
     path.write_text(path.read_text().replace("{{prompt}}", "Q: {{prompt}}"))
     other = benchmarks.task_facts(tasks_of(stage)[0], None)
     assert other["task_hash"] != plain["task_hash"] and other["items_hash"] == plain["items_hash"]
@@ -180,3 +181,20 @@ def test_a_checkpoint_must_carry_the_template_it_was_trained_with(model_folder, 
     path.unlink()
     with pytest.raises(ValueError, match=r"mine has no prompt_template\.json"):
         models.require_template(tmp_path / "mine")
+
+
+def test_a_task_of_wishes_asks_for_all_of_them_in_good_form():
+    doc = {"question": 'Name a river. Answer in one sentence. Use the word "water".'}
+    assert benchmarks.score_wishes(doc, ["The Nile is much water."]) == {"wishes_met": 1.0, "share_of_wishes": 1.0}
+    assert benchmarks.score_wishes(doc, ["It is the Nile."]) == {"wishes_met": 0.0, "share_of_wishes": 0.5}
+    assert benchmarks.score_wishes({"question": "Name a river. Use no commas."}, [""]) == {
+        "wishes_met": 0.0,
+        "share_of_wishes": 1.0,
+    }
+
+
+def test_a_folder_of_the_checkout_holds_tasks_too_and_what_was_read_is_noted():
+    noted = {}
+    stage = SimpleNamespace(note_input=noted.__setitem__)
+    (task,) = benchmarks.open_tasks({"tasks": ["following"], "tasks_from": "profiles/smol/tasks"}, stage)
+    assert len(task.eval_docs) == 120 and set(noted) == {f"file:profiles/smol/tasks/following.{k}" for k in ("yaml", "jsonl")}

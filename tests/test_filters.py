@@ -194,3 +194,10 @@ def test_each_of_many_random_rows_is_in_exactly_one_place():
         assert [r["n"] for r in selected] == sorted({r["n"] for r in selected})
         assert select(selected, evaluation, {"Mito"}, 0.8, use_judge) == (selected, dict.fromkeys(filters.REASONS, 0))
         assert all(dropped[reason] for reason in filters.REASONS if use_judge or not reason.startswith("judge"))
+
+
+def test_a_held_out_word_is_found_in_its_plural_and_at_the_head_of_a_sentence():
+    held_out = filters.word_forms({"bee", "brush"})
+    for text in ("A bee flew.", "Bees fly.", "two brushes"):
+        assert filters.names_any(text, held_out)
+    assert not filters.names_any("a beehive and a bench", held_out)

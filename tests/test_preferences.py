@@ -1,6 +1,8 @@
 import pytest
 
+from bezoar_utils.data import preferences
 from bezoar_utils.data.preferences import preference_pair, preference_pairs, turns
+from bezoar_utils.data.template import render_prompt
 
 ONE = "\n\nHuman: Hi\n\nAssistant: {}"
 TWO = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: And?\n\nAssistant: {}"
@@ -54,3 +56,27 @@ def test_any_number_of_turns_renders_every_turn_once_in_order(n_turns):
 def test_dialogs_as_other_tools_save_them_are_the_same_dialogs(change):
     text = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: And?\n\nAssistant: Well."
     assert turns(change(text)) == turns(text) and len(turns(text)) == 4
+
+
+def replies(*statuses):
+    return [{"instruction": "Name a river.", "reply": f"reply {n}", "status": status} for n, status in enumerate(statuses)]
+
+
+def test_of_a_models_own_replies_the_first_accepted_and_the_first_refused_one_are_a_pair():
+    row, outcome = preferences.pair_of_replies(replies(None, "Reject", "Accept", "Accept"))
+    assert outcome == "a pair" and row["chosen"].endswith("Assistant: reply 2") and row["rejected"].endswith("Assistant: reply 1")
+    pair, _ = preferences.preference_pair(row)
+    assert pair["prompt"] == render_prompt("Name a river.") and (pair["chosen"], pair["rejected"]) == ("reply 2", "reply 1")
+
+
+@pytest.mark.parametrize(
+    ("statuses", "outcome"),
+    [(("Accept", "Accept"), "all accepted"), (("Reject", None), "all refused"), ((None, None), "no verdict")],
+)
+def test_replies_between_which_there_is_nothing_to_choose_are_no_pair(statuses, outcome):
+    assert preferences.pair_of_replies(replies(*statuses)) == (None, outcome)
+
+
+def test_an_instruction_that_looks_like_another_turn_is_dropped_under_its_reason():
+    some = [row | {"instruction": "Hi\n\nHuman: Ho"} for row in replies("Accept", "Reject")]
+    assert preferences.pair_of_replies(some) == (None, "malformed")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bezoar_utils.data import filters, sources
+from bezoar_utils.data.template import render_prompt
 from bezoar_utils.evaluation import mt_bench
 from bezoar_utils.following import wishes
 
@@ -37,9 +38,12 @@ CLASHES = {
 }
 
 SEEDS = sources.read_rows(FOLDER / "seeds.jsonl", ("instruction", "context", "response", "category"))
-QUERIES = sources.read_rows(FOLDER / "queries.jsonl", ("inputs", "targets", "task_source", "task_name", "template_type"))
+COLUMNS = ("inputs", "targets", "task_source", "task_name", "template_type")
+QUERIES = [
+    row for name in ("cot", "niv2", "t0", "flan2021") for row in sources.read_rows(FOLDER / f"queries_{name}.jsonl", COLUMNS)
+]
 QUESTIONS = [mt_bench.check_question(row) for row in sources.read_rows(FOLDER / "questions.jsonl", mt_bench.QUESTION_COLUMNS)]
-HELD_OUT = sources.read_rows(FOLDER / "held_out.jsonl", ("question", "answer", "subject", "family"))
+HELD_OUT = sources.read_rows(FOLDER / "tasks" / "following.jsonl", ("question", "prompt", "answer", "subject", "family"))
 TURNS = [(turn, reference) for row in QUESTIONS for turn, reference in zip(row["turns"], row["reference"], strict=True)]
 INSTRUCTIONS = {
     "seeds": [row["instruction"] for row in SEEDS],
@@ -66,11 +70,6 @@ def count_by_kind(texts):
 
 def share_with_wishes(texts):
     return sum(bool(kinds(text)) for text in texts) / len(texts)
-
-
-def forms(subject):
-    """The subject and its plural: "bee", "bees"; "box", "boxes"."""
-    return {subject, f"{subject}s", f"{subject}es"}
 
 
 def task_runs(instruction, *other):
@@ -114,7 +113,8 @@ def test_the_held_out_questions_name_their_subject_and_have_an_answer_where_one_
     assert Counter(row["family"] for row in HELD_OUT) == dict.fromkeys((*WITH_ANSWER, "explain", "list", "story"), 20)
     assert set(Counter(row["subject"] for row in HELD_OUT).values()) == {3}
     for row in HELD_OUT:
-        assert filters.names_any(row["question"].lower(), forms(row["subject"]))
+        assert filters.names_any(row["question"], filters.word_forms({row["subject"]}))
+        assert row["prompt"] == render_prompt(row["question"])
         assert bool(row["answer"]) == (row["family"] in WITH_ANSWER)
 
 
@@ -167,7 +167,7 @@ def test_a_right_answer_to_a_held_out_question_breaks_none_of_its_wishes():
 
 @pytest.mark.parametrize("subject", sorted({row["subject"] for row in HELD_OUT}))
 def test_no_subject_of_the_held_out_questions_occurs_in_what_is_trained_on(subject):
-    assert [text for text in TRAINED_ON if filters.names_any(text.lower(), forms(subject))] == []
+    assert [text for text in TRAINED_ON if filters.names_any(text, filters.word_forms({subject}))] == []
 
 
 def test_evaluation_and_training_texts_share_no_run_of_eight_words_beyond_wishes():

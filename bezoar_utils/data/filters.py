@@ -126,6 +126,12 @@ def runs(tokens: list[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)}
 
 
+def word_forms(subjects: set[str]) -> set[str]:
+    """Each subject, its plural in -s and -es, and all of them as a sentence begins: "bee", "bees", "Bees"."""
+    plain = {f"{subject}{ending}" for subject in subjects for ending in ("", "s", "es")}
+    return plain | {word[:1].upper() + word[1:] for word in plain}
+
+
 def names_any(text: str, subjects: set[str]) -> bool:
     """Does the text name one of these subjects, as whole words?"""
     padded = " " + " ".join(re.findall(r"\w+", text)) + " "

@@ -52,3 +52,18 @@ def preference_pairs(rows: list[dict]) -> tuple[list[dict], dict[str, int]]:
         elif reason:
             dropped[reason] += 1
     return pairs, dropped
+
+
+def pair_of_replies(replies: list[dict]) -> tuple[dict | None, str]:
+    """(a row as HH-RLHF has them, or None; what became of the instruction). `replies` are a model's to one `instruction`, each with
+    `reply` and the judge's `status`, or None where it gave none. The first accepted one is chosen, the first refused one rejected.
+    """
+    by_status = {status: [row["reply"] for row in replies if row["status"] == status] for status in ("Accept", "Reject")}
+    if not any(by_status.values()):
+        return None, "no verdict"
+    if not all(by_status.values()):
+        return None, "all accepted" if by_status["Accept"] else "all refused"
+    dialog = f"\n\nHuman: {replies[0]['instruction']}\n\nAssistant: "
+    row = {kind: dialog + by_status[status][0] for kind, status in (("chosen", "Accept"), ("rejected", "Reject"))}
+    pair, reason = preference_pair(row)
+    return (row, "a pair") if pair else (None, str(reason))

@@ -3,6 +3,8 @@
 from . import stats
 from .benchmarks import answer_found, strict_match
 
+MAIN = ("strict_match", "wishes_met", "preferred")  # the metric that a question is decided by, whichever it has
+
 
 def reply_scores(reply: str, response: str) -> dict[str, float]:
     """A reply to a held-back row beside that row's response: is it exactly the same, and does it contain its answer?"""

@@ -6,8 +6,11 @@ from functools import cache
 from pathlib import Path
 
 from ..data.template import clean_response
+from ..following import form, wishes
 from ..study import files
 from ..study.parts import near
+from ..study.profile import ROOT
+from ..study.stages import STAGES
 from ..training import precision
 from . import stats
 
@@ -49,13 +52,13 @@ PUBLISHED = {
 
 
 def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -> list:
-    """The profile's tasks: files of an earlier stage (`tasks_from`), or the harness's own by name, which the hub holds.
+    """The profile's tasks: files of a stage or a folder (`tasks_from`), or the harness's own by name, which the hub holds.
 
     `fewshot` is examples per prompt, by task or group of tasks, a task within a group before the group; others keep what the task
     itself says. Raises ValueError for a task that does not exist, or whose data cannot be read.
     """
     names, fewshot, found = evaluation["tasks"], fewshot or {}, set(evaluation["tasks"])
-    folder, opened = evaluation["tasks_from"] and stage.input(evaluation["tasks_from"]), []
+    folder, opened = _folder_of(evaluation["tasks_from"], names, stage), []
     for name in names:
         tasks = [load_task(folder, name)] if folder else harness_task(name)
         for task in tasks:
@@ -67,6 +70,16 @@ def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -
     if unknown := [_stranger(name, found) for name in fewshot if name not in found]:
         raise ValueError("; ".join(unknown))
     return opened
+
+
+def _folder_of(place: str | None, names: list[str], stage) -> Path | None:
+    """Where local tasks lie; what is read from a folder of the checkout is recorded, as an artifact is."""
+    if place is None or place.split("/")[0] in STAGES:
+        return place and stage.input(place)
+    for file in (ROOT / place / f"{name}.{kind}" for name in names for kind in ("yaml", "jsonl")):
+        if file.exists():
+            stage.note_input(f"file:{file.relative_to(ROOT)}", files.sha256_file(file))
+    return ROOT / place
 
 
 def _stranger(name: str, known: set[str]) -> str:
@@ -146,7 +159,7 @@ def load_task(folder: Path, name: str):
         "custom_dataset": lambda **_: datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)}),
     }
     if config["output_type"] == "generate_until":
-        config["process_results"] = score_answer
+        config["process_results"] = SCORES[config["metric_list"][0]["metric"]]
     return ConfigurableTask(config=config)
 
 
@@ -157,6 +170,18 @@ def score_answer(doc: dict, results: list[str]) -> dict[str, float]:
         "strict_match": float(strict_match(response, doc["answer"])),
         "answer_found": float(answer_found(response, doc["answer"])),
     }
+
+
+def score_wishes(doc: dict, results: list[str]) -> dict[str, float]:
+    """The same of a task whose questions carry wishes that a program can check: are all of them fulfilled in good form, and which
+    share of them whatever the form? A strict check, as IFEval's is (arXiv 2311.07911)."""
+    response, asked = clean_response(results[0]), wishes.read(doc["question"])
+    unmet = len(wishes.unmet(asked, response))
+    met = not unmet and form.fault(response) is None
+    return {"wishes_met": float(met), "share_of_wishes": 1 - unmet / max(1, len(asked))}
+
+
+SCORES = {"strict_match": score_answer, "wishes_met": score_wishes}  # by a local task's first metric
 
 
 def task_facts(task, limit: int | None) -> dict:
@@ -182,7 +207,8 @@ def evaluation_key(identity: str, tasks: list, limit: int | None, seed: int, max
     import lm_eval
 
     facts = [task_facts(task, limit) for task in tasks]
-    computed = [precision.current().dtype, lm_eval.__version__, files.sha256_file(Path(__file__))]
+    code = [files.sha256_file(Path(module)) for module in (__file__, wishes.__file__, form.__file__)]
+    computed = [precision.current().dtype, lm_eval.__version__, *code]
     return files.sha256_json([identity, facts, limit, seed, max_length, *computed])[:32]
 
 

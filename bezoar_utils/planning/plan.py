@@ -35,6 +35,7 @@ def expected_calls(profile: Profile) -> list[dict]:
         ("12_evol_instruct", equality, evol.equality_judge or profile.judge, evolutions),
         ("20_judge_filter", "judge", profile.judge, judged + 4 * again),
         ("20_judge_filter", "second judge", judging.second_judge, 5 * again),
+        ("35_pairs", "judge", profile.judge, profile.pairs.rows * profile.pairs.replies),
         ("50_dpo", "judge", profile.judge, 2 * profile.dpo.sampled_prompts),
         ("61_mt_bench", "judge", profile.judge, graded + graded_again + 2 * turns * len(bench.pairs)),
         ("61_mt_bench", "second judge", bench.second_judge, graded_again),

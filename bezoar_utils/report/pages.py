@@ -246,7 +246,7 @@ def commit_replicates(profile: str) -> None:
 def write_reference(profile: str) -> None:
     """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
     reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
-    confidence = files.read_json(findings / "stage.json")["parameters"]["confidence"]
+    confidence = files.read_json(findings / "stage.json")["parameters"]["intervals"]["confidence"]
     kept = {path.name: path.read_bytes() for path in reference.glob("replicates.*")}  # of other seeds than this run's
     numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
     expected = expected_table(*numbers, spread_of_replicates(profile)[0])

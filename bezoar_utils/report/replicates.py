@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..evaluation import claims, stats
 from ..study import files
-from ..study.profile import CODE, PROFILES, ROOT, STAGES, load_profile, stage_parameters
+from ..study.profile import CODE, ROOT, STAGES, load_profile, stage_parameters
 from ..study.stage import RUNS, finished_records, stale_reason
 from . import compare, pages
 
@@ -75,7 +75,7 @@ def claim_rows(runs: dict[str, dict], confidence: float) -> list[dict]:
     runs, and items within a run, there are."""
     told = {run: {c["id"]: c for c in pages.read_claims(run, records)} for run, records in runs.items()}
     rows = []
-    for claim in claims.read_lines(PROFILES / "claims.csv", claims.Claim):
+    for claim in claims.read_lines(CODE / load_profile(next(iter(runs))).findings.claims_from, claims.Claim):
         tested = {run: mine[claim["id"]] for run, mine in told.items() if claim["id"] in mine}
         row = {name: claim[name] for name in ("id", "claim", "test")} | {"runs": len(tested)}
         row |= {"effects": {run: mine["difference"] for run, mine in tested.items()}, "items": [c["n"] for c in tested.values()]}

@@ -165,6 +165,15 @@ class Sft(SupervisedRecipe):
         return self
 
 
+class Pairs(Section):
+    """Preference pairs of the SFT model's own replies; the stage runs where `preference_rows` come from it."""
+
+    rows: Positive
+    replies: Annotated[int, Field(ge=2)]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    max_new_tokens: Positive
+
+
 class HhSft(SupervisedRecipe):
     rows: Positive
     merge_onto: Literal["dequantised", "full_precision"]
@@ -220,6 +229,11 @@ class Charts(Section):
 class FilterTest(SupervisedRecipe):
     conditions: list[Literal["accepted", "unfiltered", "random_subset"]]
     scheme: Schemes
+    task: str
+
+
+class Findings(Section):
+    claims_from: str
 
 
 class Ablations(Section):
@@ -273,6 +287,7 @@ class Profile(Section):
     judge_filter: JudgeFilter
     sft: Sft
     preference_rows: Source
+    pairs: Pairs
     hh_sft: HhSft
     dpo: Dpo
     checkpoints: Checkpoints
@@ -281,6 +296,7 @@ class Profile(Section):
     mt_bench: MtBench
     charts: Charts
     filter_test: FilterTest
+    findings: Findings
     ablations: Ablations
     intervals: Intervals
 
@@ -304,8 +320,9 @@ class Profile(Section):
         return self
 
     def chapters(self) -> list[str]:
-        """The stages that this profile runs, in the table's order."""
-        return [stage for stage in STAGES if stage in (self.stages or STAGES)]
+        """The stages that this profile runs, in the table's order; pairs are made only where they are trained on."""
+        unasked = set() if (self.preference_rows.artifact or "").startswith("35_pairs/") else {"35_pairs"}
+        return [stage for stage in STAGES if stage in (self.stages or STAGES) and stage not in unasked]
 
     def model_roles(self) -> dict[str, Teacher | Judge]:
         """Place -> the teacher, and every judge there is."""
