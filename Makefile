@@ -142,7 +142,7 @@ rehearse-all: setup ## every profile in profiles/, one after another (about 15 m
 verify: setup ## hash every artifact again and compare with its stage.json
 	@$(STUDY) verify $(FOR)
 
-check-reference: setup ## compare this profile's metrics with the committed reference's, within stated tolerances
+check-reference: setup ## whether this profile's numbers lie where the committed replicates put one more run
 	@$(PY) -m bezoar_utils.report.reference --profile $(PROFILE)
 
 publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name would upload; with CONFIRM=yes upload it (HF_TOKEN)

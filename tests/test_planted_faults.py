@@ -11,6 +11,7 @@ import pytest
 from bezoar_utils.report import reference
 from bezoar_utils.study.profile import CODE
 from bezoar_utils.study.stage import RUNS, finished_records
+from bezoar_utils.study.stages import STAGES
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,7 @@ FAULTS = {
         "60_benchmarks",
     ),
 }
+DAG = " ".join(f"{row.name}:{','.join(row.reads)}" for row in STAGES.values())
 CODE_PARTS = ("bezoar_utils", "notebooks", "profiles")
 
 
@@ -69,7 +71,7 @@ def test_a_stage_that_is_broken_but_finishes_is_not_taken_for_another_draw(home,
     assert text.count(line) == 1, "the fault has lost its place"
     (home / path).write_text(text.replace(line, broken), encoding="utf-8")
     environment = os.environ | {"PYTHONPATH": str(home), "BEZOAR_HOME": str(home)}
-    command = [sys.executable, "-m", "bezoar_utils.run", "stage", stage, "--profile", "mini", "--dag", f"{stage}:"]
+    command = [sys.executable, "-m", "bezoar_utils.run", "stage", stage, "--profile", "mini", "--dag", DAG]
     done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     measured = {f"{stage}/{name}": m for name, m in finished_records(home / "runs" / "mini")[stage]["metrics"].items()}

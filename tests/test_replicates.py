@@ -57,7 +57,7 @@ def test_an_effect_is_judged_over_runs_by_the_claims_own_rule(runs):
 
 
 def test_where_one_more_run_would_lie_is_wider_than_where_the_mean_is():
-    mean, low, high = stats.over_seeds([1.0, 2.0, 3.0], 0.95, new=True)
+    mean, low, high = stats.one_more([1.0, 2.0, 3.0], 0.95)
     assert (mean, high - mean) == (2.0, pytest.approx(4.302652729911275 * math.sqrt(1 + 1 / 3))) and mean - low == high - mean
     assert low < stats.over_seeds([1.0, 2.0, 3.0], 0.95)[1]
 

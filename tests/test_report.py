@@ -262,7 +262,7 @@ def test_the_committed_reference_is_small_complete_and_what_the_readme_says():
     metrics = files.read_json(reference / "metrics.json")
     readme = (CODE / "README.md").read_text()
     findings = [m for name, m in metrics.items() if name.startswith("90_findings/")]
-    assert len(findings) == 8
+    assert len(findings) == 11
     for m in findings:
         assert f"{m['value']:+.2f} [{m['low']:+.2f}, {m['high']:+.2f}]" in readme
 

@@ -300,6 +300,14 @@ def test_tasks_that_one_side_lacks_are_counted_and_none_in_common_is_an_error():
         stats.compare_tasks({"a": {0: 1.0}}, {"b": {0: 1.0}}, samples=50, confidence=0.95, seed=0)
 
 
+def test_where_one_more_training_would_lie_leans_on_numbers_like_it():
+    values = [1.0, 2.0, 3.0]  # standard deviation 1
+    mean, low, high = stats.one_more(values, 0.95, like=2.0)
+    half = 2.776445 * math.sqrt((1 + 4) / 2) * math.sqrt(1 + 1 / 3)  # Student's t for four degrees of freedom, by the table
+    assert mean == 2.0 and high - mean == pytest.approx(half) and mean - low == pytest.approx(half)
+    assert stats.one_more(values, 0.95, least=5.0)[2] == pytest.approx(2 + 4.302653 * 5 * math.sqrt(4 / 3))
+
+
 def test_what_a_comparison_could_have_seen_is_what_shows_four_times_out_of_five():
     assert stats.detectable(1.96, 0.95) == pytest.approx(1.96 + 0.8416, abs=0.001)  # the normal distribution's own table
     assert stats.detectable(4.3027, 0.95, seeds=3) == pytest.approx(4.3027 + 1.0607, abs=0.001)  # Student's, two degrees of freedom

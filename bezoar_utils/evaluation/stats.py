@@ -89,9 +89,8 @@ def compare_tasks(before: dict, after: dict, samples: int, confidence: float, se
     }
 
 
-def over_seeds(values: list[float], confidence: float, new: bool = False, least: float = 0.0) -> tuple[float, float, float]:
-    """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be. With `new` it is the
-    prediction interval: where one more training would lie. `least` is the smallest standard deviation of trainings to believe in.
+def over_seeds(values: list[float], confidence: float) -> tuple[float, float, float]:
+    """(mean, low, high) of one value per training: Student's interval, wide for few seeds as it must be.
 
     Raises ValueError for fewer than two values.
     """
@@ -100,8 +99,27 @@ def over_seeds(values: list[float], confidence: float, new: bool = False, least:
 
     if len(values) < 2:
         raise ValueError("an interval over seeds needs at least two")
-    mean, spread = float(np.mean(values)), max(least, float(np.std(values, ddof=1)))
-    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread * (new + 1 / len(values)) ** 0.5
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * spread / len(values) ** 0.5
+    return mean, mean - reach, mean + reach
+
+
+def one_more(values: list[float], confidence: float, least: float = 0.0, like: float | None = None) -> tuple[float, float, float]:
+    """(mean, low, high): where the value of one more training would lie, Student's prediction interval.
+
+    `least` is the smallest standard deviation to believe in. `like` is that of numbers like this one; its square is averaged with
+    the values' own and counts as many degrees of freedom (a moderated t, Smyth 2004). Raises ValueError for fewer than two values.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    if len(values) < 2:
+        raise ValueError("where one more would lie needs at least two")
+    mean, variance, freedom = float(np.mean(values)), float(np.var(values, ddof=1)), len(values) - 1
+    if like is not None:
+        variance, freedom = (variance + like**2) / 2, 2 * freedom
+    spread = max(least, variance**0.5)
+    reach = float(t.ppf((1 + confidence) / 2, freedom)) * spread * (1 + 1 / len(values)) ** 0.5
     return mean, mean - reach, mean + reach
 
 

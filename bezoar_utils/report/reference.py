@@ -22,6 +22,7 @@ REPORTS = ROOT / "reports"
 REFERENCE = REPORTS / "reference" / "metrics.json"
 REPLICATES = REPORTS / "reference" / "replicates.json"
 APART = {row.name for row in STAGES.values() if row.target != "reproduce"}  # a run without these is complete
+SHARES = ("share", "difference of ")  # how units of shares of something begin
 ALARM = 0.05  # share of honest runs of which some number, whichever, lies outside
 FIELDS = {"value", "low", "high", "n", "unit"}
 
@@ -77,7 +78,7 @@ def compare(expected: dict[str, dict], actual: dict[str, dict], spread: dict[str
         if name not in spread:
             notes.append(f"not checked: {name}, of which there are no replicates")
             continue
-        problem, moves[name] = compare_one(spread[name], actual[name], len(spread))
+        problem, moves[name] = compare_one(spread[name], actual[name], spread)
         if problem:
             problems.append(f"{name}: {problem}")
     if not moves:
@@ -103,29 +104,44 @@ def least_spread(unit: str, mean: float, n: int | None) -> float:
     Of shares what n items can tell apart (Agresti and Coull's share), of rows the root of their number, of a merge's difference the
     rounding of float32, of kappa one row in a hundred. A number without arithmetic that rounds, as a model's parameters, has none.
     """
-    if unit.startswith(("share", "difference of ")):
+    if unit.startswith(SHARES):
         counted = (n or 1) + 4
         share = (min(1.0, abs(mean)) * (n or 1) + 2) / counted
         return math.sqrt(share * (1 - share) / counted)
     return {"rows": math.sqrt(abs(mean)), "relative logit norm": 1e-6, "Cohen's kappa": 0.02}.get(unit, 0.0)
 
 
-def limits(row: dict, n: int | None, numbers: int) -> tuple[float, float, float]:
-    """(mean, low, high): where a number of one more run lies. `row` is the number in the replicates, `n` what it rests on,
-    `numbers` how many are looked at together: each is allowed an equal part of `ALARM`."""
-    values = [*row["values"].values()]
-    least = least_spread(row["unit"], sum(values) / len(values), n)
-    return stats.over_seeds(values, 1 - ALARM / numbers, new=True, least=least)
+def shared_spread(spread: dict[str, dict]) -> dict[str, float]:
+    """unit -> root mean square of the standard deviations of all numbers that are shares in it.
+
+    Eight values say little about the spread of one number: of seven worlds whose base knew nearly all words, none told that the
+    eighth's would not know one kind of five.
+    """
+    import numpy as np
+
+    found: dict[str, list[float]] = {}
+    for row in spread.values():
+        if row["unit"].startswith(SHARES):
+            found.setdefault(row["unit"], []).append(float(np.std([*row["values"].values()], ddof=1)))
+    return {unit: float(np.sqrt(np.mean(np.square(some)))) for unit, some in found.items()}
 
 
-def compare_one(row: dict, actual: dict, numbers: int) -> tuple[str, float]:
+def limits(row: dict, n: int | None, spread: dict[str, dict]) -> tuple[float, float, float]:
+    """(mean, low, high): where a number of one more run lies. `row` is the number in the replicates, `n` what it rests on, `spread`
+    all numbers that are looked at together: each is allowed an equal part of `ALARM`."""
+    values, unit = [*row["values"].values()], row["unit"]
+    least = least_spread(unit, sum(values) / len(values), n)
+    return stats.one_more(values, 1 - ALARM / len(spread), least, shared_spread(spread).get(unit))
+
+
+def compare_one(row: dict, actual: dict, spread: dict[str, dict]) -> tuple[str, float]:
     """(the problem or an empty text, the distance from the replicates' mean as a share of what is allowed)."""
     value, unit = actual["value"], actual["unit"]
     if unit != row["unit"]:
         return f"is in {unit!r}, the replicates are in {row['unit']!r}", math.inf
     if not (isinstance(value, int | float) and math.isfinite(value)):
         return f"not a number to compare: {value}", math.inf
-    mean, low, high = limits(row, actual["n"], numbers)
+    mean, low, high = limits(row, actual["n"], spread)
     away, allowed = abs(value - mean), high - mean
     share = away / allowed if allowed else (math.inf if away else 0.0)
     problem = (
@@ -161,7 +177,7 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
             raise MetricsError(f"the run did not measure {name}, which REPRODUCING.md names (ROWS in reference.py)")
         stage, metric = _stage(name), metrics[name]
         row |= {"stage": stage, "value": metric["value"], "unit": metric["unit"], "minutes": minutes_from_nothing(stage, timings)}
-        row |= {"limits": limits(spread[name], metric["n"], len(spread)) if name in spread else None}
+        row |= {"limits": limits(spread[name], metric["n"], spread) if name in spread else None}
         row |= {"artifact": f"{stage}/{STAGES[stage].artifact}"}
     return render("expected.md.j2", rows=rows).rstrip()
 

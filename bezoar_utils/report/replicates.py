@@ -100,7 +100,7 @@ def metric_rows(runs: dict[str, dict], confidence: float) -> dict[str, dict]:
                     row["values"][run] = measured["value"]
     for row in values.values():
         if len(row["values"]) > 1:
-            row |= dict(zip(("mean", "low", "high"), stats.over_seeds([*row["values"].values()], confidence, new=True)))
+            row |= dict(zip(("mean", "low", "high"), stats.one_more([*row["values"].values()], confidence)))
     return values
 
 
