@@ -31,6 +31,10 @@ def spread(values=EIGHT, unit="grade 1-10", name="50_dpo/x"):
     return {name: {"unit": unit, "values": {f"run {i}": value for i, value in enumerate(values)}}}
 
 
+def lies(row, n, among):
+    return reference.limits(row, n, len(among), reference.shared_spread(among))
+
+
 def problems(value, values=EIGHT, unit="grade 1-10", n=320):
     return compare({"50_dpo/x": metric(0.5, unit)}, {"50_dpo/x": metric(value, unit, n)}, spread(values, unit)).problems
 
@@ -45,7 +49,7 @@ def test_the_reference_agrees_with_itself_to_the_last_bit():
 
 
 def test_a_number_lies_where_students_prediction_interval_of_the_replicates_puts_it():
-    mean, low, high = reference.limits(spread()["50_dpo/x"], 320, spread())
+    mean, low, high = lies(spread()["50_dpo/x"], 320, spread())
     half = 2.364624 * 0.02 * math.sqrt(1 + 1 / 8)  # Student's t for seven degrees of freedom, by the table; the spread is 0.02
     assert (mean, low, high) == (pytest.approx(0.5), pytest.approx(0.5 - half), pytest.approx(0.5 + half))
     assert problems(0.5 + half - 0.001) == [] and len(problems(0.5 + half + 0.001)) == 1
@@ -53,15 +57,15 @@ def test_a_number_lies_where_students_prediction_interval_of_the_replicates_puts
 
 def test_the_more_numbers_are_looked_at_the_further_each_may_lie():
     many = [{f"50_dpo/{name}": spread()["50_dpo/x"] for name in range(numbers)} for numbers in (1, 10, 100)]
-    reaches = [reference.limits(spread()["50_dpo/x"], 320, some)[2] for some in many]
+    reaches = [lies(spread()["50_dpo/x"], 320, some)[2] for some in many]
     assert reaches == sorted(reaches) and reaches[2] > 2 * reaches[0] - 0.5
 
 
 def test_a_share_is_not_believed_to_be_steadier_than_its_like():
     steady, unsteady = [0.95, 0.94, 0.96, 0.95], [0.5, 0.9, 0.7, 0.8]
     both = spread(steady, "share of items", "a") | spread(unsteady, "share of items", "b")
-    alone = reference.limits(both["a"], 10_000, spread(steady, "share of items", "a"))
-    among = reference.limits(both["a"], 10_000, both)
+    alone = lies(both["a"], 10_000, spread(steady, "share of items", "a"))
+    among = lies(both["a"], 10_000, both)
     assert among[0] == alone[0] and among[0] - among[1] > 3 * (alone[0] - alone[1])
     assert reference.shared_spread(spread([10.0, 500.0], "rows")) == {}, "rows of one scheme say nothing of another's"
 
@@ -72,7 +76,7 @@ def test_a_number_that_lies_outside_is_named_with_where_it_should_lie():
 
 
 def test_its_distance_is_known_as_a_share_of_what_is_allowed():
-    _, _, high = reference.limits(spread()["50_dpo/x"], 320, spread())
+    _, _, high = lies(spread()["50_dpo/x"], 320, spread())
     result = compare({"50_dpo/x": metric(0.5)}, {"50_dpo/x": metric((0.5 + high) / 2, "grade 1-10")}, spread())
     assert result.moves["50_dpo/x"] == pytest.approx(0.5) and result.equal == 0
 

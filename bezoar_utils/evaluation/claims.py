@@ -142,13 +142,17 @@ def measures(scores: list[dict], grades: list[dict], intervals: dict, seed: int)
     return rows
 
 
+def main_metric(names) -> str:
+    """The one metric by which a task counts: the first of `PRIMARY` that it has, else the first by name."""
+    return next((name for name in PRIMARY if name in names), min(names))
+
+
 def by_task(scores: list[dict]) -> dict[str, dict[str, dict]]:
-    """model -> task -> item key -> value. A task counts by one metric, the first of `PRIMARY` that it has, and a task in parts
-    (MMLU's subjects) as one."""
+    """model -> task -> item key -> value of its `main_metric`; a task in parts (MMLU's subjects) counts as one."""
     metrics: dict[str, set] = {}
     for row in scores:
         metrics.setdefault(row["task"], set()).add(row["metric"])
-    primary = {task: next((m for m in PRIMARY if m in names), min(names)) for task, names in metrics.items()}
+    primary = {task: main_metric(names) for task, names in metrics.items()}
     values: dict[str, dict] = {}
     for row in scores:
         if row["metric"] == primary[row["task"]]:

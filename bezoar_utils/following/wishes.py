@@ -87,7 +87,7 @@ def _ends_sentence(word: str, goes_on: bool) -> bool:
 
 
 def paragraph_count(text: str) -> int:
-    """Blocks of lines between empty ones; one that is only a title in double angle brackets is no paragraph."""
+    """Blocks of lines between empty ones; one that is only a title in double angle brackets is not a paragraph."""
     blocks = [" ".join(block) for filled, block in groupby(map(str.strip, lines(text)), bool) if filled]
     return sum(not TITLE.fullmatch(block) for block in blocks)
 

@@ -73,12 +73,12 @@ def compare(expected: dict[str, dict], actual: dict[str, dict], spread: dict[str
     run_stages = {_stage(name) for name in actual}
     problems += [f"gone: {name}" for name in expected if name not in actual and _stage(name) in run_stages]
     notes += [f"new: {name}, which is not in the reference" for name in actual if name not in expected]
-    moves, common = {}, [name for name in expected if name in actual]
+    moves, common, likes = {}, [name for name in expected if name in actual], shared_spread(spread)
     for name in common:
         if name not in spread:
             notes.append(f"not checked: {name}, of which there are no replicates")
             continue
-        problem, moves[name] = compare_one(spread[name], actual[name], spread)
+        problem, moves[name] = compare_one(spread[name], actual[name], len(spread), likes)
         if problem:
             problems.append(f"{name}: {problem}")
     if not moves:
@@ -126,22 +126,22 @@ def shared_spread(spread: dict[str, dict]) -> dict[str, float]:
     return {unit: float(np.sqrt(np.mean(np.square(some)))) for unit, some in found.items()}
 
 
-def limits(row: dict, n: int | None, spread: dict[str, dict]) -> tuple[float, float, float]:
-    """(mean, low, high): where a number of one more run lies. `row` is the number in the replicates, `n` what it rests on, `spread`
-    all numbers that are looked at together: each is allowed an equal part of `ALARM`."""
+def limits(row: dict, n: int | None, numbers: int, likes: dict[str, float]) -> tuple[float, float, float]:
+    """(mean, low, high): where a number of one more run lies. `row` is the number in the replicates, `n` what it rests on,
+    `numbers` how many are looked at together, each of which is allowed an equal part of `ALARM`, `likes` their `shared_spread`."""
     values, unit = [*row["values"].values()], row["unit"]
     least = least_spread(unit, sum(values) / len(values), n)
-    return stats.one_more(values, 1 - ALARM / len(spread), least, shared_spread(spread).get(unit))
+    return stats.one_more(values, 1 - ALARM / numbers, least, likes.get(unit))
 
 
-def compare_one(row: dict, actual: dict, spread: dict[str, dict]) -> tuple[str, float]:
-    """(the problem or an empty text, the distance from the replicates' mean as a share of what is allowed)."""
+def compare_one(row: dict, actual: dict, numbers: int, likes: dict[str, float]) -> tuple[str, float]:
+    """As `limits`: (the problem or an empty text, the distance from the replicates' mean as a share of what is allowed)."""
     value, unit = actual["value"], actual["unit"]
     if unit != row["unit"]:
         return f"is in {unit!r}, the replicates are in {row['unit']!r}", math.inf
     if not (isinstance(value, int | float) and math.isfinite(value)):
         return f"not a number to compare: {value}", math.inf
-    mean, low, high = limits(row, actual["n"], spread)
+    mean, low, high = limits(row, actual["n"], numbers, likes)
     away, allowed = abs(value - mean), high - mean
     share = away / allowed if allowed else (math.inf if away else 0.0)
     problem = (
@@ -169,6 +169,7 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
 
     Raises MetricsError naming a metric that was not measured.
     """
+    likes = shared_spread(spread)
     rows = [{"claim": claim, "chapter": _stage(name), "metric": name} for claim, name in ROWS]
     rows += [c | {"metric": f"90_findings/{c['id']}"} for c in claims]
     for row in rows:
@@ -177,7 +178,7 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
             raise MetricsError(f"the run did not measure {name}, which REPRODUCING.md names (ROWS in reference.py)")
         stage, metric = _stage(name), metrics[name]
         row |= {"stage": stage, "value": metric["value"], "unit": metric["unit"], "minutes": minutes_from_nothing(stage, timings)}
-        row |= {"limits": limits(spread[name], metric["n"], spread) if name in spread else None}
+        row |= {"limits": limits(spread[name], metric["n"], len(spread), likes) if name in spread else None}
         row |= {"artifact": f"{stage}/{STAGES[stage].artifact}"}
     return render("expected.md.j2", rows=rows).rstrip()
 

@@ -114,7 +114,7 @@ def task_rows(metrics: dict[str, dict], confidence: float) -> list[dict]:
             found.setdefault(task, {}).setdefault(metric, {})[model] = row["values"]
     rows = []
     for (before, after), (task, by_metric) in ((step, item) for step in claims.STEPS for item in found.items()):
-        metric = next((name for name in claims.PRIMARY if name in by_metric), min(by_metric))
+        metric = claims.main_metric(by_metric)
         old, new = (by_metric[metric].get(model, {}) for model in (before, after))
         each = [new[run] - old[run] for run in old if run in new]
         if len(each) > 1:

@@ -60,7 +60,7 @@ def parse_list(completion: str) -> list[str]:
         if not LABEL.match(line):
             break
         found.append(LABEL.sub("", line))
-    if found and found[-1] and not re.search(r"[.?!\"')\]>]\s*$", found[-1]):
+    if found[-1] and not re.search(r"[.?!\"')\]>]\s*$", found[-1]):
         found.pop()
     return [text for line in found if (text := line.strip())]
 
