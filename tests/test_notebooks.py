@@ -110,7 +110,8 @@ def test_every_chapter_runs_on_its_own_defaults_in_order(opened_in_order):
     explored = folder / "runs" / "tiny" / "explore"
     assert [s for s in STAGES if not (explored / s / "stage.json").exists()] == []
     claims = json.loads((explored / "90_findings" / "claims.json").read_text())
-    assert len(claims) == len(pd.read_csv(CODE / "profiles" / "claims.csv")) and {c["verdict"] for c in claims} <= {"shown", "not shown", "opposite"}
+    assert len(claims) == len(pd.read_csv(CODE / "profiles" / "claims.csv"))
+    assert {c["verdict"] for c in claims} <= {"shown", "not shown", "opposite"}
 
 
 @pytest.mark.slow

@@ -16,14 +16,15 @@ from bezoar_utils.training import precision
 @pytest.fixture
 def runs(tmp_path, monkeypatch):
     monkeypatch.setattr(pace, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(pace, "ROOT", tmp_path)
+    monkeypatch.setattr(pace, "REPORTS", tmp_path / "reports")
     files.write_json(tmp_path / "reports" / "reference" / "timings.json", {"00_miniature": 100.0, "30_sft": 60.0, "50_dpo": 30.0})
     return tmp_path / "runs"
 
 
-def test_a_first_run_is_expected_to_take_as_long_as_the_reference(runs):
-    assert pace.expected_seconds("mini", "30_sft") == 60.0
-    assert pace.expected_seconds("mine", "30_sft") is None, "the reference is one of mini"
+def test_a_first_run_is_expected_to_take_as_long_as_the_profiles_committed_one(runs):
+    files.write_json(runs.parent / "reports" / "smol-reference" / "timings.json", {"30_sft": 90.0})
+    assert pace.expected_seconds("mini", "30_sft") == 60.0 and pace.expected_seconds("smol", "30_sft") == 90.0
+    assert pace.expected_seconds("mine", "30_sft") is None, "no run of it is committed"
 
 
 def test_what_is_to_come_is_scaled_by_how_this_machine_compares_so_far(runs):

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from bezoar_utils.report import reference
+from bezoar_utils.study.pace import committed
 from bezoar_utils.study.profile import CODE
 from bezoar_utils.study.stage import RUNS, finished_records
 from bezoar_utils.study.stages import STAGES
@@ -56,7 +57,7 @@ CODE_PARTS = ("bezoar_utils", "notebooks", "profiles")
 @pytest.fixture
 def home(tmp_path):
     """A copy of the code, and of the finished run."""
-    if not reference.REPLICATES.exists() or "90_findings" not in finished_records(RUNS / "mini"):
+    if not reference.spread_of_replicates("mini")[0] or "90_findings" not in finished_records(RUNS / "mini"):
         pytest.skip("no finished run of mini: make reproduce")
     for part in CODE_PARTS:
         shutil.copytree(CODE / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -76,5 +77,6 @@ def test_a_stage_that_is_broken_but_finishes_is_not_taken_for_another_draw(home,
     assert done.returncode == 0, done.stderr[-2000:]
     measured = {f"{stage}/{name}": m for name, m in finished_records(home / "runs" / "mini")[stage]["metrics"].items()}
     spread, _ = reference.spread_of_replicates("mini")
-    expected = {name: m for name, m in reference.read_metrics(reference.REFERENCE).items() if name.split("/")[0] == stage}
+    numbers = reference.read_metrics(committed("mini") / "metrics.json")
+    expected = {name: m for name, m in numbers.items() if name.split("/")[0] == stage}
     assert reference.compare(expected, measured, spread).problems

@@ -13,12 +13,12 @@ import pytest
 from bezoar_utils.evaluation.claims import DPO, HH, SFT
 from bezoar_utils.report import pages, reference
 from bezoar_utils.report.reference import MetricsError, compare, expected_table, read_metrics
-from bezoar_utils.study import files
+from bezoar_utils.study import files, pace
 from bezoar_utils.study.profile import CODE, STAGES
 
 COMMITTED = read_metrics(CODE / "reports" / "reference" / "metrics.json")
 TIMINGS, CLAIMS = (files.read_json(CODE / "reports" / "reference" / f"{name}.json") for name in ("timings", "claims"))
-SPREAD, _ = reference.spread_of_replicates()
+SPREAD, _ = reference.spread_of_replicates("mini")
 RUNS = list(next(iter(SPREAD.values()))["values"])
 EIGHT = [0.50, 0.52, 0.48, 0.51, 0.49, 0.53, 0.47, 0.50]
 
@@ -190,9 +190,8 @@ def test_metrics_that_say_how_many_were_asked_for_are_read_beside_older_ones_tha
 
 @pytest.fixture
 def two_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(pace, "REPORTS", tmp_path)
     monkeypatch.setattr(reference, "REPORTS", tmp_path)
-    monkeypatch.setattr(reference, "REFERENCE", tmp_path / "reference" / "metrics.json")
-    monkeypatch.setattr(reference, "REPLICATES", tmp_path / "reference" / "replicates.json")
 
     def put(expected, found):
         files.write_json(tmp_path / "reference" / "metrics.json", {"50_dpo/x": metric(expected)})

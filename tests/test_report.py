@@ -10,8 +10,8 @@ from small_report import chart, claim, rendered, write_run
 
 from bezoar_utils.report import pages, show
 from bezoar_utils.report.clean import clean_output, clean_prose
-from bezoar_utils.study import files
-from bezoar_utils.study.profile import CODE, STAGES
+from bezoar_utils.study import files, pace
+from bezoar_utils.study.profile import CODE, load_profile
 from bezoar_utils.study.stage import Stage
 
 PAYLOADS = [
@@ -241,6 +241,7 @@ def test_the_overview_shows_each_claim_with_verdict_and_interval(tmp_path, monke
 
 def test_a_claim_stands_beside_what_other_seeds_say_of_it_where_there_are_replicates(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "REPORTS", tmp_path)
+    monkeypatch.setattr(pace, "REPORTS", tmp_path)
     row = {"id": claim()["id"], "runs": 8, "mean": 0.25, "low": 0.125, "high": 0.375, "verdict": "shown"}
     files.write_json(tmp_path / "mine-replicates" / "replicates.json", {"profile": "mine", "claims": [row]})
     assert pages.over_seeds("mine") == {}, "what is committed is chosen by `make reference`"
@@ -254,21 +255,23 @@ def test_a_claim_stands_beside_what_other_seeds_say_of_it_where_there_are_replic
     assert "fresh seeds" not in pages.results_table([claim()], 0.95)
 
 
-def test_the_committed_reference_is_small_complete_and_what_the_readme_says():
-    reference = CODE / "reports" / "reference"
-    sizes = {p.name: p.stat().st_size for p in reference.rglob("*") if p.is_file()}
-    assert sum(sizes.values()) <= 5_000_000
-    assert {"index.html", "metrics.json", "claims.json", *(f"{stage}.html" for stage in STAGES)} <= set(sizes)
-    metrics = files.read_json(reference / "metrics.json")
+@pytest.mark.parametrize("profile, bytes_at_most, claims", [("mini", 5_000_000, 11), ("smol", 3_000_000, 8)])
+def test_a_committed_report_is_small_complete_and_what_the_readme_says(profile, bytes_at_most, claims):
+    folder = pace.committed(profile)
+    sizes = {p.name: p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+    assert sum(sizes.values()) <= bytes_at_most
+    chapters = {f"{stage}.html" for stage in load_profile(profile).chapters()}
+    assert {"index.html", "metrics.json", "claims.json"} | chapters <= set(sizes)
+    metrics = files.read_json(folder / "metrics.json")
     readme = (CODE / "README.md").read_text()
     findings = [m for name, m in metrics.items() if name.startswith("90_findings/")]
-    assert len(findings) == 11
+    assert len(findings) == claims
     for m in findings:
         assert f"{m['value']:+.2f} [{m['low']:+.2f}, {m['high']:+.2f}]" in readme
 
 
-def test_the_committed_reference_loads_nothing_and_names_no_path_of_a_machine():
-    for path in (CODE / "reports" / "reference").glob("*.html"):
+def test_a_committed_report_loads_nothing_and_names_no_path_of_a_machine():
+    for path in (CODE / "reports").glob("*reference/*.html"):
         text = path.read_text()
         body = text[text.index("<main") : text.index("</main>")]
         assert not live(body), path.name

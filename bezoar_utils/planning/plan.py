@@ -117,7 +117,8 @@ def gpu_lines(profile: Profile) -> list[str]:
     """What `make plan` says about the GPU: memory by stage and moment, whether it fits, hours, disk."""
     gpu = profile.plan.gpu
     if not gpu:
-        return ["training needs no GPU"]
+        held = f"; its largest chapter takes about {profile.plan.memory_gb:g} GB of memory" if profile.plan.memory_gb else ""
+        return [f"training needs no GPU{held}"]
     roles = roles_by_stage(profile)
     rows, hours, parts = memory.stage_memory(profile, roles), memory.stage_hours(profile), memory.disk_gb(profile)
     columns = ("weights", "adapter", "activations", "logits", "beside", "all")

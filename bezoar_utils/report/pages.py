@@ -16,6 +16,7 @@ from pathlib import Path
 from ..evaluation import stats
 from ..evaluation.stats import counted
 from ..study import files
+from ..study.pace import REPORTS, committed
 from ..study.profile import REHEARSAL, ROOT
 from ..study.stage import RUNS, finished_records
 from ..study.stages import STAGES
@@ -23,9 +24,6 @@ from . import charts
 from .clean import clean_output, clean_prose, contents
 from .reference import expected_table, spread_of_replicates
 from .show import TEMPLATE, figure_html, render
-
-REPORTS = ROOT / "reports"
-
 
 # ------------------------------------------------------------------------------------------------- a chapter
 
@@ -158,7 +156,7 @@ def overview(profile: str, records: dict) -> str:
     return render(
         "overview.html.j2",
         profile=profile,
-        miniature="00_miniature" in records,
+        limits=records.get("90_findings", {}).get("parameters", {}).get("limits"),
         claims=claims,
         seeds=over_seeds(profile),
         verdicts={word: sum(c["verdict"] == word for c in claims) for word in ("shown", "not shown", "opposite")},
@@ -173,7 +171,8 @@ def overview(profile: str, records: dict) -> str:
 
 HEADLINES = (  # stage, prefix of its metrics, title, unit, highest value
     ("60_benchmarks", "mini_answers/answer_found/", "Answer found in replies to held-out questions", "share of items", 1),
-    ("50_dpo", "preferred_rate_", "Preferred manner of sampled replies", "share of replies", 1),
+    ("60_benchmarks", "following/wishes_met/", "Held-out instructions of which every wish is met", "share of items", 1),
+    ("50_dpo", "preferred_rate_", "Sampled replies that the judge prefers", "share of replies", 1),
     ("61_mt_bench", "both/", "Two-turn questions", "grade 1-10", 10),
 )
 
@@ -224,10 +223,9 @@ def provenance(record: dict) -> str:
 
 
 def over_seeds(profile: str) -> dict[str, dict]:
-    """claim id -> its row over this profile's replicates, whose summary lies beside the committed reference; empty without one."""
-    path = REPORTS / "reference" / "replicates.json"
-    told = files.read_json(path) if path.exists() else {"profile": None}
-    return {row["id"]: row for row in told["claims"]} if told["profile"] == profile else {}
+    """claim id -> its row over this profile's replicates, whose summary lies beside its committed report; empty without one."""
+    path = committed(profile) / "replicates.json"
+    return {row["id"]: row for row in files.read_json(path)["claims"]} if path.exists() else {}
 
 
 def results_table(claims: list[dict], confidence: float, seeds: dict[str, dict] | None = None) -> str:
@@ -237,26 +235,27 @@ def results_table(claims: list[dict], confidence: float, seeds: dict[str, dict] 
 
 
 def commit_replicates(profile: str) -> None:
-    """Put the summary and the page of this profile's replicates, where there are any, beside the committed reference."""
+    """Put the summary and the page of this profile's replicates, where there are any, beside its committed report."""
     for name, kept in (("replicates.json", "replicates.json"), ("index.html", "replicates.html")):
         if (path := REPORTS / f"{profile}-replicates" / name).exists():
-            files.write_bytes(REPORTS / "reference" / kept, path.read_bytes())
+            files.write_bytes(committed(profile) / kept, path.read_bytes())
 
 
 def write_reference(profile: str) -> None:
-    """Make this profile's report the committed one, and put its claims into the README and its values into REPRODUCING.md."""
-    reference, report, findings = REPORTS / "reference", REPORTS / profile, RUNS / profile / "90_findings"
+    """Make this profile's report the committed one and put its claims into the README; the miniature's values go into
+    REPRODUCING.md too, for they are what `make check-reference` holds a run against."""
+    reference, report, findings = committed(profile), REPORTS / profile, RUNS / profile / "90_findings"
     confidence = files.read_json(findings / "stage.json")["parameters"]["intervals"]["confidence"]
+    results = results_table(files.read_json(findings / "claims.json"), confidence, over_seeds(profile))
+    if profile == "mini":
+        numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
+        put_between(ROOT / "REPRODUCING.md", "expected", expected_table(*numbers, spread_of_replicates(profile)[0]))
+    put_between(ROOT / "README.md", f"results of {profile}", results)
     kept = {path.name: path.read_bytes() for path in reference.glob("replicates.*")}  # of other seeds than this run's
-    numbers = (files.read_json(report / f"{name}.json") for name in ("metrics", "timings", "claims"))
-    expected = expected_table(*numbers, spread_of_replicates(profile)[0])
     shutil.rmtree(reference, ignore_errors=True)
     shutil.copytree(report, reference)
     for name, data in kept.items():
         files.write_bytes(reference / name, data)
-    results = results_table(files.read_json(findings / "claims.json"), confidence, over_seeds(profile))
-    put_between(ROOT / "README.md", "results", results)
-    put_between(ROOT / "REPRODUCING.md", "expected", expected)
 
 
 def put_between(page: Path, mark: str, text: str) -> None:

@@ -14,13 +14,10 @@ from typing import NamedTuple
 
 from ..evaluation import stats
 from ..study import files
-from ..study.profile import ROOT
+from ..study.pace import REPORTS, committed
 from ..study.stages import STAGES
 from .show import render
 
-REPORTS = ROOT / "reports"
-REFERENCE = REPORTS / "reference" / "metrics.json"
-REPLICATES = REPORTS / "reference" / "replicates.json"
 APART = {row.name for row in STAGES.values() if row.target != "reproduce"}  # a run without these is complete
 SHARES = ("share", "difference of ")  # how units of shares of something begin
 ALARM = 0.05  # share of honest runs of which some number, whichever, lies outside
@@ -49,12 +46,12 @@ def read_metrics(path: Path) -> dict[str, dict]:
     return metrics
 
 
-def spread_of_replicates(profile: str | None = None) -> tuple[dict[str, dict], float]:
-    """(name -> unit, and the value in each replicate, as `replicates.metric_rows` gives them; the confidence of its intervals). Of
-    this profile's replicates only, when one is named; empty when none are committed."""
-    told = files.read_json(REPLICATES) if REPLICATES.exists() else {"profile": "", "metrics": {}, "confidence": 0.95}
-    rows = told["metrics"] if profile in (None, told["profile"]) else {}
-    return {name: row for name, row in rows.items() if len(row["values"]) > 1}, told["confidence"]
+def spread_of_replicates(profile: str) -> tuple[dict[str, dict], float]:
+    """(name -> unit, and the value in each replicate, as `replicates.metric_rows` gives them; the confidence of its intervals).
+    Empty when this profile has no replicates committed."""
+    path = committed(profile) / "replicates.json"
+    told = files.read_json(path) if path.exists() else {"metrics": {}, "confidence": 0.95}
+    return {name: row for name, row in told["metrics"].items() if len(row["values"]) > 1}, told["confidence"]
 
 
 class Comparison(NamedTuple):
@@ -196,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--profile", default="mini")
     path = REPORTS / parser.parse_args(arguments).profile / "metrics.json"
     try:
-        result = compare(read_metrics(REFERENCE), read_metrics(path), spread_of_replicates()[0])
+        result = compare(read_metrics(committed("mini") / "metrics.json"), read_metrics(path), spread_of_replicates("mini")[0])
     except MetricsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

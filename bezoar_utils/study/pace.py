@@ -6,13 +6,19 @@ from . import files
 from .profile import ROOT
 from .stage import RUNS
 
+REPORTS = ROOT / "reports"
+
+
+def committed(profile_name: str) -> Path:
+    """The folder of this profile's committed report, where there is one."""
+    return REPORTS / ("reference" if profile_name == "mini" else f"{profile_name}-reference")
+
 
 def expected_seconds(profile_name: str, stage: str) -> float | None:
-    """What this stage took last time here, else in the committed reference run (one of `mini`), scaled to this machine."""
-    here = _timings(RUNS / profile_name)
-    if stage in here or profile_name != "mini":
-        return here.get(stage)
-    reference = _timings(ROOT / "reports" / "reference")
+    """What this stage took last time here, else in this profile's committed run, scaled to this machine."""
+    here, reference = _timings(RUNS / profile_name), _timings(committed(profile_name))
+    if stage in here:
+        return here[stage]
     return reference[stage] * slowness(here, reference) if stage in reference else None
 
 

@@ -225,6 +225,7 @@ class Plan(Section):
     teacher: Expected
     judge: Expected
     same_family: bool = False
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
     gpu: Gpu | None = None
     base: Shape | None = None
     work: Work | None = None

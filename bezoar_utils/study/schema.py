@@ -234,6 +234,7 @@ class FilterTest(SupervisedRecipe):
 
 class Findings(Section):
     claims_from: str
+    limits: str = ""
 
 
 class Ablations(Section):
