@@ -197,6 +197,40 @@ def unmet(wishes: list[Wish], reply: str) -> list[str]:
     return [kind.reason.format(found=what, asked=asked) for kind, what, asked in found if not kind.fulfils(what, asked)]
 
 
+NEVER_BOTH = (  # kinds that no reply can fulfil together
+    ("lower_case", "upper_case"),
+    ("number", "json"),
+    ("number", "no_digits"),
+    ("number", "upper_case"),
+    ("number", "yes_no"),
+    ("numbered", "no_digits"),
+    ("yes_no", "json"),
+)
+
+
+def conflict(wishes: list[Wish]) -> str | None:
+    """Two wishes that no reply can fulfil together, in words, or None. Not every such pair is known: the rest fail one by one.
+
+    Example: [Wish("lower_case"), Wish("upper_case")] gives "lower case and upper case".
+    """
+    for place, one in enumerate(wishes):
+        for other in wishes[place + 1 :]:
+            pair = {one.kind: one.argument, other.kind: other.argument}
+            if any(pair.keys() == set(kinds) for kinds in NEVER_BOTH) or _arguments_differ(one, other, pair):
+                return f"{one.kind} and {other.kind}".replace("_", " ")
+    return None
+
+
+def _arguments_differ(one: Wish, other: Wish, pair: dict) -> bool:
+    if one.kind == other.kind:
+        return one.kind in ("bullets", "json", "numbered", "paragraphs") and one.argument != other.argument
+    if pair.keys() == {"at_least_words", "at_most_words"}:
+        return pair["at_least_words"] > pair["at_most_words"]
+    if pair.keys() == {"json", "no_commas"}:
+        return len(pair["json"]) > 1
+    return "avoids" in pair and bool({"contains", "begins_with"} & pair.keys()) and len({*map(folded, pair.values())}) == 1
+
+
 # -------------------------------------------------------------------------------------------------------------------- reading
 
 NUMBERS = {word: n for n, word in enumerate("two three four five six seven eight nine ten".split(), 2)}

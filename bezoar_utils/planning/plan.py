@@ -31,7 +31,7 @@ def expected_calls(profile: Profile) -> list[dict]:
     counts = [
         ("10_lamini", "teacher", profile.teacher, prompts + instructions),
         ("11_orca", "teacher", profile.teacher, queries),
-        ("12_evol_instruct", "teacher", profile.teacher, 2 * evolutions),
+        ("12_evol_instruct", "teacher", profile.teacher, (1 + (evol.rewriter == "teacher")) * evolutions),
         ("12_evol_instruct", equality, evol.equality_judge or profile.judge, evolutions),
         ("20_judge_filter", "judge", profile.judge, judged + 4 * again),
         ("20_judge_filter", "second judge", judging.second_judge, 5 * again),

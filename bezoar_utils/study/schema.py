@@ -101,6 +101,7 @@ class Evol(Section):
     seed_words: Positive
     epochs: Count
     draw_per: Literal["category", "row"]
+    rewriter: Literal["teacher", "wishes"]
     equality_judge: Judge | None
     equality_tries: Positive
 
