@@ -56,6 +56,37 @@ WORDINGS = [
 ]
 PLAIN = [wish for _, wish, *_ in WORDINGS]
 
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        ("Write everything in lower case.", "Write everything in capital letters.", "lower case and upper case"),
+        ("Use at least 30 words.", "Use at most 20 words.", "at least words and at most words"),
+        ("Use exactly 3 bullet points.", "Use exactly 2 bullet points.", "bullets and bullets"),
+        ('Use the word "moon".', 'Avoid the word "Moon".', "contains and avoids"),
+        ('Begin with the word "Once".', 'Do not use the word "once".', "begins with and avoids"),
+        ("Answer with a number only.", 'Answer with "yes" or "no" only.', "number and yes no"),
+        ('Answer as JSON with the keys "a" and "b".', "Use no commas.", "json and no commas"),
+    ],
+)
+def test_wishes_that_exclude_each_other_are_rejected_with_the_reason(one, other, words):
+    instruction = f"Name a river. {one} {other}"
+    assert server.grade(instruction, "the Rhine") == (2, f"no reply can fulfil both {words}")
+    assert wishes.conflict(read(instruction)[:1]) is None
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "Use at least 20 words. Use at most 20 words. Name a river.",
+        'Name it. Use exactly 3 bullet points. Avoid the word "moon". Include the word "moons".',
+        'Answer as JSON with the keys "a". Use no commas.',
+    ],
+)
+def test_wishes_that_agree_are_not_taken_for_a_conflict(instruction):
+    assert wishes.conflict(read(instruction)) is None
+
+
 # ---------------------------------------------------------------------------------------------------------------- checking
 
 

@@ -43,8 +43,9 @@ def answer(prompt: str) -> str:
 
 
 def grade(instruction: str, reply: str) -> tuple[int, str]:
-    """(rating, reason). 2 for a fault of form, or for wishes that exclude each other; 10 for good form with every readable wish fulfilled, also when there is none;
-    else 3 + the whole part of 6 x the share of fulfilled wishes: of three wishes 3, 5 or 7, of two 3 or 6."""
+    """(rating, reason). 2 for a fault of form, or for wishes that exclude each other; 10 for good form with every readable wish
+    fulfilled, also when there is none; else 3 + the whole part of 6 x the share of fulfilled wishes: of three 3, 5 or 7, of two
+    3 or 6."""
     asked = wishes.read(instruction)
     if pair := wishes.conflict(asked):
         return 2, f"no reply can fulfil both {pair}"
