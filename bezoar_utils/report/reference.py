@@ -173,11 +173,18 @@ def expected_table(metrics: dict[str, dict], timings: dict[str, float], claims: 
         name = row["metric"]
         if name not in metrics:
             raise MetricsError(f"the run did not measure {name}, which REPRODUCING.md names (ROWS in reference.py)")
-        stage, metric = _stage(name), metrics[name]
-        row |= {"stage": stage, "value": metric["value"], "unit": metric["unit"], "minutes": minutes_from_nothing(stage, timings)}
-        row |= {"limits": limits(spread[name], metric["n"], len(spread), likes) if name in spread else None}
+        stage, metric, unit = _stage(name), metrics[name], metrics[name]["unit"]
+        row |= {"stage": stage, "value": metric["value"], "unit": unit, "minutes": minutes_from_nothing(stage, timings)}
+        row |= {"limits": possible(*limits(spread[name], metric["n"], len(spread), likes)[1:], unit) if name in spread else None}
         row |= {"artifact": f"{stage}/{STAGES[stage].artifact}"}
     return render("expected.md.j2", rows=rows).rstrip()
+
+
+def possible(low: float, high: float, unit: str) -> tuple[float, float]:
+    """The limits within what such a number can be: no fewer than 0 rows, a share or a difference of shares from -1 to 1."""
+    if unit == "rows":
+        return max(0, round(low)), round(high)
+    return (max(-1.0, low), min(1.0, high)) if unit.startswith(SHARES) else (low, high)
 
 
 def minutes_from_nothing(stage: str, timings: dict[str, float]) -> int:
