@@ -20,9 +20,6 @@ MOST = {
     "dpo.sampled_prompts": 8,
     "mt_bench.repeat_rows": 8,
     "launch.processes": 2,
-    "bits.calibration_rows": 8,
-    "bits.held_back_rows": 8,
-    "bits.limit": 8,
 }
 LIMIT = 8  # items a benchmark
 PRETENDED_USD = 1000.0  # the budget is kept as in a real run, with pretended money

@@ -19,19 +19,15 @@ FORMAT, QUANTS = "gguf", ("F16", "Q8_0", "Q4_0")
 OTHERS = "llama.cpp's own convert_hf_to_gguf.py knows more of them"
 
 
-class ExportError(ValueError):
-    """Why a checkpoint cannot be written as GGUF, in one line."""
-
-
 def write_gguf(folder: Path, path: Path, quant: str) -> None:
-    """The Llama in `folder` as a GGUF file, one tensor in memory at a time. Raises ExportError for what it could not hold truly."""
+    """The Llama in `folder` as a GGUF file, one tensor in memory at a time. Raises ValueError for what it could not hold truly."""
     import gguf
     from safetensors import safe_open
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if problem := unfit(config):
-        raise ExportError(f"{folder.name} {problem}: {OTHERS}")
+        raise ValueError(f"{folder.name} {problem}: {OTHERS}")
     partial, names = path.with_suffix(".partial"), gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     writer = gguf.GGUFWriter(partial, "llama", use_temp_file=True)
     writer.add_name(folder.name)
@@ -120,14 +116,14 @@ def _add_tokenizer(writer, tokenizer, rows: int) -> None:
 
 
 def splitting(written: dict) -> str:
-    """llama.cpp's name for how a tokenizer.json splits text before its merges. Raises ExportError for one unknown here."""
+    """llama.cpp's name for how a tokenizer.json splits text before its merges. Raises ValueError for one unknown here."""
     splitter = written["pre_tokenizer"] or {}
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in splitter.get("pretokenizers", [splitter])]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     known = {"gpt-2": [byte_level], "smollm": [{"type": "Digits", "individual_digits": True}, byte_level]}
     name = next((name for name, same in known.items() if steps == same), None)
     if name is None or written["model"]["type"] != "BPE" or written["normalizer"]:
-        raise ExportError(f"its tokenizer is not a byte-level BPE with the splitting of GPT-2 or SmolLM: {OTHERS}")
+        raise ValueError(f"its tokenizer is not a byte-level BPE with the splitting of GPT-2 or SmolLM: {OTHERS}")
     return name
 
 
@@ -159,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.format != FORMAT or options.quant not in QUANTS:
             expected = f"FORMAT={FORMAT} and QUANT={' or '.join(QUANTS)}"
-            raise ExportError(f"FORMAT={options.format} QUANT={options.quant}: expected {expected}")
+            raise ValueError(f"FORMAT={options.format} QUANT={options.quant}: expected {expected}")
         folder, _ = checkpoint(options.profile, options.checkpoint)
         name = f"{folder.name}-{options.quant}"
         path = RUNS / options.profile / "exports" / name / f"{name}.gguf"
