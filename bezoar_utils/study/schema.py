@@ -257,6 +257,18 @@ class Ablations(Section):
         return self
 
 
+class Bits(Section):
+    """Which checkpoint is rounded to fewer bits, and how."""
+
+    checkpoint: str
+    bits: list[Annotated[int, Field(ge=2, le=8)]]
+    methods: list[Literal["rtn", "gptq", "awq"]]
+    group: Positive
+    calibration_rows: Positive
+    held_back_rows: Positive
+    limit: Positive
+
+
 def _known_stage(name: str) -> str:
     if name not in STAGES:
         raise ValueError(f"this is not a stage{near(name, STAGES)}; known: {', '.join(STAGES)}")
@@ -300,6 +312,7 @@ class Profile(Section):
     filter_test: FilterTest
     findings: Findings
     ablations: Ablations
+    bits: Bits
     intervals: Intervals
 
     @model_validator(mode="after")
@@ -309,6 +322,9 @@ class Profile(Section):
         ):
             known = f"{near(name, self.checkpoints)}; known: {', '.join(self.checkpoints)}"
             raise ValueError(f"mt_bench.pairs.{number} names {name}, which is not a checkpoint{known}")
+        if self.bits.checkpoint not in self.checkpoints:
+            known = f"{near(self.bits.checkpoint, self.checkpoints)}; known: {', '.join(self.checkpoints)}"
+            raise ValueError(f"bits.checkpoint is {self.bits.checkpoint}, which is not a checkpoint{known}")
         for name in set(self.benchmarks.fewshot) - set(self.evaluation.tasks):
             if self.evaluation.tasks_from or _mistyped(name, self.evaluation.tasks):
                 known = f"{near(name, self.evaluation.tasks)}; known: {', '.join(self.evaluation.tasks)}"

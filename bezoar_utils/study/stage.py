@@ -322,7 +322,7 @@ def _short(value) -> str:
 
 def verify(profile: str, wanted) -> list[str]:
     """Every artifact of every finished stage re-hashed; the list of what does not match (empty when all is well). The
-    `wanted` stages must be finished, others (the ablations) need not."""
+    `wanted` stages must be finished, others (the chapters apart from the recipe) need not."""
     problems = []
     for stage in STAGES:
         folder = RUNS / profile / stage
