@@ -29,7 +29,7 @@ endif
 HERE    := $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST)))))
 table    = $(shell awk -F, '$$8 == "$(1)" { gsub(" ", ",", $$5); print $$1 ":" $$5 }' "$(HERE)/notebooks/stages.csv")
 RECIPE  := $(call table,reproduce)
-APART   := $(call table,ablations)
+APART   := $(call table,ablations) $(call table,neighbours)
 DAG     := $(RECIPE)
 
 # ----------------------------------------------------------------------------------------------------------------- plumbing
@@ -37,7 +37,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help setup reproduce stages report replicates compare reference check-reference ablations test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
+.PHONY: help setup reproduce stages report replicates compare reference check-reference ablations neighbours test fuzz lint lab plan doctor rehearse rehearse-all verify publish clean clean-paid lock FORCE
 
 comma := ,
 STUDY := $(PY) -m bezoar_utils.run
@@ -93,7 +93,7 @@ reproduce: setup ## run the whole study and write reports/PROFILE/index.html (mi
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 # Stages whose content says they are stale; make's time stamps alone would not see a changed profile or helper.
-ifneq (,$(filter stages ablations-stage %stage.json,$(MAKECMDGOALS)))
+ifneq (,$(filter stages %-stage %stage.json,$(MAKECMDGOALS)))
 STALE := $(shell export PYTHONPATH="$(PYTHONPATH)" BEZOAR_HOME="$(BEZOAR_HOME)"; $(STUDY) stale $(FOR) || echo FAILED)
 ifneq (,$(filter FAILED,$(STALE)))
 $(error the study cannot start, see the line above)
@@ -118,7 +118,14 @@ ablations: setup ## what each choice of the recipe buys (mini: about nine minute
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
 
 .PHONY: ablations-stage
-ablations-stage: $(call proofs,$(foreach line,$(APART),$(call name,$(line))))
+ablations-stage: $(call proofs,$(foreach line,$(call table,ablations),$(call name,$(line))))
+
+neighbours: setup ## what this paper's neighbours do differently, on the same data (mini: about six minutes more)
+	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) neighbours-stage DAG="$(RECIPE) $(APART)"
+	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
+
+.PHONY: neighbours-stage
+neighbours-stage: $(call proofs,$(foreach line,$(call table,neighbours),$(call name,$(line))))
 
 report: setup ## render the finished stages as HTML, without running anything
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE)

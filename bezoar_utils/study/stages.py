@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CODE = Path(__file__).resolve().parents[2]
-TARGETS = ("reproduce", "ablations")
+TARGETS = ("reproduce", "ablations", "neighbours")
 WORK = {"trains", "calls", "evaluates"}
 
 
