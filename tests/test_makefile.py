@@ -258,6 +258,7 @@ def test_make_alone_prints_every_target(study):
         "clean",
         "clean-paid",
         "ablations",
+        "neighbours",
         "check-reference",
     ):
         assert f"\n  {target} " in result.stdout
