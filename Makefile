@@ -116,7 +116,7 @@ $(foreach line,$(RECIPE) $(foreach target,$(APART),$(call table,$(target))),$(ev
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: about nine minutes more); with SEEDS=3 over three trainings each
-neighbours: setup ## what methods of other papers add to the recipe's checkpoints (mini: about two minutes more)
+neighbours: setup ## what this paper's neighbours do differently, on the same data (mini: about ten minutes more)
 $(APART):
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) $@-stages DAG="$(RECIPE) $(call table,$@)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed

@@ -1,5 +1,6 @@
 import pytest
 
+from bezoar_utils.calls import judge
 from bezoar_utils.evaluation import ablations
 from bezoar_utils.evaluation.stats import over_seeds
 from bezoar_utils.report import charts
@@ -64,6 +65,19 @@ def test_with_more_seeds_the_interval_is_over_the_trainings():
     assert ablations.sentence(row).endswith("over 3 seeds: not shown to differ.")
 
 
+@pytest.mark.parametrize(
+    ("answer", "preferred", "outcome"),
+    [
+        ("mill", True, {"preferred": 1.0, "exact": 1.0}),
+        ("mine", False, {"preferred": 0.0, "exact": 0.0}),
+        (None, None, {"preferred": None}),
+    ],
+)
+def test_a_sampled_replys_outcomes_are_what_is_known_of_it(answer, preferred, outcome):
+    verdict = None if preferred is None else judge.Preference(preferred=preferred)
+    assert ablations.outcomes({"reply": "mill", "answer": answer}, verdict) == outcome
+
+
 def test_the_chart_has_a_line_for_every_variant():
     rows = compare(scores_of("accepted", [1, 0] * 9) + scores_of("unfiltered", [0, 0] * 9) + scores_of("random", [1, 1] * 9))
     (axis,) = charts.differences(rows, "filter", "difference").axes
@@ -73,7 +87,7 @@ def test_the_chart_has_a_line_for_every_variant():
 def test_seeds_come_from_make(monkeypatch):
     assert load_profile("mini").ablations.seeds == 1
     monkeypatch.setenv("BEZOAR_SEEDS", "3")
-    assert load_profile("mini").ablations.seeds == 3
+    assert load_profile("mini").ablations.seeds == load_profile("mini").reward.seeds == 3
     monkeypatch.setenv("BEZOAR_SEEDS", "many")
     with pytest.raises(ProfileError, match=r"ablations\.seeds = 'many'"):
         load_profile("mini")

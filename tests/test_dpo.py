@@ -14,6 +14,7 @@ from bezoar_utils.training.launch import Job
 RECIPE = recipe("50_dpo", nll_weight=0.0, sync_every=2, steps=5, validate_every=5, seed=0)
 PAIRS = [
     {"prompt": render_prompt(f"Say number {i}."), "chosen": "Sure: yes" + " again" * (i % 4), "rejected": "Whatever: no"}
+    | {"chosen_reward": 1.0, "rejected_reward": -1.0}  # which only some methods read
     for i in range(16)
 ]
 LOGGED = [f"rewards/{k}" for k in ("chosen", "rejected", "margins", "accuracies")] + ["logps/chosen", "logps/rejected", "loss"]

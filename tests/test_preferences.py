@@ -37,6 +37,12 @@ def test_each_unusable_row_has_its_reason(chosen, rejected, reason):
     assert preference_pair({"chosen": chosen, "rejected": rejected}) == (None, reason)
 
 
+def test_the_rewards_that_a_row_brings_stay_with_its_pair():
+    row = {"chosen": ONE.format("a"), "rejected": ONE.format("b"), "chosen_reward": 2.0, "rejected_reward": -1.0}
+    pair, _ = preference_pair(row)
+    assert (pair["chosen_reward"], pair["rejected_reward"]) == (2.0, -1.0)
+
+
 def test_every_row_is_a_pair_or_counted():
     rows = [{"chosen": ONE.format("a"), "rejected": ONE.format(r)} for r in ("b", "a", "")]
     pairs, dropped = preference_pairs(rows)

@@ -255,6 +255,7 @@ REMOTE = "  endpoint: {base_url: 'http://127.0.0.1:1/v1', local_server: null}\n"
         ("orca:\n  collections:\n    niv: {file: x, licence: y}", 4, ["niv", "did you mean niv2"]),
         ("dpo:\n  method: ipoo", 3, ["dpo.method", "did you mean ipo"]),
         ("ablations:\n  methods:\n    simpo: {bta: 2.0}", 4, ["bta", "did you mean beta"]),
+        ("reward:\n  model: {model: x, licence: y, wieghts: [1.0]}", 3, ["wieghts", "did you mean weights"]),
         ("benchmarks:\n  fewshot:\n    mini_answer: 5", 4, ["mini_answer", "did you mean mini_answers"]),
         ("teacher:\n  wrapper: {prompt}", 3, ["teacher.wrapper", "quote"]),
         ("teacher:\n  wrapper: {{prompt}}", 3, ["teacher.wrapper", "quotes"]),

@@ -327,3 +327,17 @@ def test_the_papers_values_have_the_names_of_what_is_measured_here():
         for model in ("base", "OpenBezoar-SFT", "OpenBezoar-HH-RLHF-SFT", "OpenBezoar-HH-RLHF-DPO")
     ]
     assert {line["measure"] for line in lines} <= set(claims.task_changes(scores)) and {line["mark"] for line in lines} == {"V"}
+
+
+def test_reliability_sets_how_sure_a_model_was_against_how_often_it_was_right():
+    """Gaps of ln 3 and ln 9 are probabilities of 0.75 and 0.9; a negative one means that the model named the loser."""
+    gaps = [math.log(3), math.log(3), -math.log(3), math.log(9), 0.0]
+    low, middle, high = stats.reliability(gaps, (0.5, 0.6, 0.8, 1.0))
+    assert (low["n"], low["chosen"], low["predicted"]) == (1, [0.5], 0.5), "no gap is a coin"
+    assert middle["n"] == 3 and middle["predicted"] == pytest.approx(0.75) and middle["chosen"] == [1.0, 1.0, 0.0]
+    assert high["predicted"] == pytest.approx(0.9) and high["chosen"] == [1.0]
+    assert stats.reliability([math.log(3)], (0.5, 0.6, 1.0))[0] == {"bin": "0.5 to 0.6", "predicted": None, "chosen": [], "n": 0}
+
+
+def test_a_model_that_is_wholly_sure_is_in_the_last_bin():
+    assert stats.reliability([800.0, -800.0], (0.5, 1.0))[0]["chosen"] == [1.0, 0.0]

@@ -10,6 +10,7 @@ import re
 from .template import render_prompt
 
 MARK = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+REWARDS = ("chosen_reward", "rejected_reward")  # columns that a row may bring, for a DPO that knows by how much one is better
 REASONS = ("malformed", "histories_differ", "empty_reply", "identical_replies")
 
 
@@ -39,7 +40,8 @@ def preference_pair(row: dict) -> tuple[dict | None, str | None]:
         return None, "identical_replies"
     texts = [text for _, text in chosen[:-1]]
     prompt = render_prompt(texts[-1], history=list(zip(texts[:-1:2], texts[1:-1:2])))
-    return {"prompt": prompt, "chosen": chosen[-1][1], "rejected": rejected[-1][1]}, None
+    rewards = {name: row[name] for name in REWARDS if name in row}
+    return {"prompt": prompt, "chosen": chosen[-1][1], "rejected": rejected[-1][1]} | rewards, None
 
 
 def preference_pairs(rows: list[dict]) -> tuple[list[dict], dict[str, int]]:

@@ -1,7 +1,7 @@
 """What a choice of the recipe buys: variants against the recipe's own, on the same items, with an interval and a sentence."""
 
 from . import stats
-from .benchmarks import answer_found, strict_match
+from .benchmarks import answer_found, reply_matches, strict_match
 
 MAIN = ("strict_match", "wishes_met", "preferred")  # the metric that a question is decided by, whichever it has
 
@@ -12,6 +12,13 @@ def reply_scores(reply: str, response: str) -> dict[str, float]:
         "strict_match": float(strict_match(reply, response.strip().rstrip("."))),
         "answer_found": float(answer_found(reply, answer_of(response))),
     }
+
+
+def outcomes(row: dict, verdict) -> dict[str, float | None]:
+    """Of a sampled reply: whether people would prefer its manner, by the judge (None where it gave no verdict), and where the
+    question's answer is known whether it is exact."""
+    exact = {"exact": float(reply_matches(row["reply"], row["answer"]))} if row["answer"] else {}
+    return {"preferred": float(verdict.preferred) if verdict else None} | exact
 
 
 def answer_of(response: str) -> str:

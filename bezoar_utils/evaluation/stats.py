@@ -181,6 +181,23 @@ def agreement(first: list[str | None], second: list[str | None]) -> dict:
     return {"n": len(both), "asked": len(first), "agree": share, "kappa": kappa, "flips": flips}
 
 
+def reliability(gaps: list[float], edges: tuple[float, ...]) -> list[dict]:
+    """Of pairs whose chosen reply has so much more reward than the rejected one: how sure a model was of its winner, by Bradley and
+    Terry's 1 / (1 + exp(-gap)), against how often that was the one chosen. One row a bin of what it `predicted`, with n."""
+    from itertools import pairwise
+
+    import numpy as np
+
+    sure = 1 / (1 + np.exp(-np.abs(np.asarray(gaps, dtype=float))))
+    won = (np.sign(gaps) + 1) / 2
+    rows = []
+    for low, high in pairwise(edges):
+        inside = (sure >= low) & ((sure < high) | (high == edges[-1]))
+        values = {"predicted": float(sure[inside].mean()), "chosen": won[inside].tolist()} if inside.any() else {}
+        rows.append({"bin": f"{low:g} to {high:g}", "predicted": None, "chosen": [], "n": int(inside.sum())} | values)
+    return rows
+
+
 def verdict(difference: float, low: float, high: float, at_least: float = 0.0) -> str:
     """ "shown": the whole interval is above 0 and the difference reaches `at_least`; "opposite": all of it is below 0;
     "not shown" otherwise."""

@@ -9,7 +9,7 @@ from ..study.schema import MODEL_ROLES
 from ..training.weights import in_repository
 
 STEPS = {"steps": 4, "epochs": None, "warmup_steps": 1, "validate_every": 2, "log_every": 1}
-TRAININGS = ("sft", "hh_sft", "dpo", "filter_test")
+TRAININGS = ("sft", "hh_sft", "dpo", "filter_test", "reward")
 # the most that a rehearsal does of something; what a profile does not do at all it does not do here either
 MOST = {
     "lamini.example_guided_calls": 4,
@@ -37,6 +37,7 @@ def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
     for section in TRAININGS:
         values[section] |= STEPS
     values["ablations"] |= {"steps": 2, "dpo_steps": 2, "sampled_prompts": 4}
+    values["reward"] |= {"prompts": 4, "replies": 2, "filter_steps": 2, "round_steps": 2, "sampled_prompts": 4}
     values["benchmarks"]["limit"] = min(values["benchmarks"]["limit"] or LIMIT, LIMIT)
     values["money"]["budget_usd"] = PRETENDED_USD
     values["launch"]["config_file"] = None

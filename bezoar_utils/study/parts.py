@@ -144,6 +144,13 @@ class BaseModelSource(Section):
     licence: str
 
 
+class RewardModel(BaseModelSource):
+    """A finished one. Several numbers a reply become one by their `weights`; `chat` asks in its own chat template."""
+
+    mode: Literal["raw", "chat"] = "raw"
+    weights: list[float] = []
+
+
 Checkpoints = Annotated[dict[str, BaseModelSource], Field(min_length=2)]  # the first is the base; each later one follows it
 
 

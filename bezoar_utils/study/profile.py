@@ -47,9 +47,10 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
         if isinstance(data.get(section), dict):
             data[section] = _over(recipe, data[section])
             places = {(section, *key[1:]): f"{place} (recipe)" for key, place in places.items() if key[0] == "recipe"} | places
-    if (seeds := os.environ.get("BEZOAR_SEEDS")) and isinstance(data.get("ablations"), dict):  # make ablations SEEDS=3
-        data["ablations"] = data["ablations"] | {"seeds": int(seeds) if seeds.isdigit() else seeds}
-        places["ablations", "seeds"] = "SEEDS"
+    for section in ("ablations", "reward"):
+        if (seeds := os.environ.get("BEZOAR_SEEDS")) and isinstance(data.get(section), dict):  # make ablations SEEDS=3
+            data[section] = data[section] | {"seeds": int(seeds) if seeds.isdigit() else seeds}
+            places[section, "seeds"] = "SEEDS"
     try:
         return Profile.model_validate(data)
     except ValidationError as error:

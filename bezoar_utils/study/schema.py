@@ -19,6 +19,7 @@ from .parts import (
     Positive,
     Quantisation,
     Rate,
+    RewardModel,
     Section,
     Source,
     Teacher,
@@ -180,8 +181,8 @@ class HhSft(SupervisedRecipe):
     merge_onto: Literal["dequantised", "full_precision"]
 
 
-Change = Literal["beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "warmup_steps"]
-Method = Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo"]
+Change = Literal["beta", "gamma", "learning_rate", "nll_weight", "sync_every", "sync_weight", "eta", "warmup_steps"]
+Method = Literal["dpo", "ipo", "simpo", "orpo", "tr_dpo", "rpo", "rpo_kl"]
 
 
 class Dpo(Recipe):
@@ -191,6 +192,7 @@ class Dpo(Recipe):
     gamma: Annotated[float, Field(ge=0)]
     sync_every: Positive
     sync_weight: Rate
+    eta: Annotated[float, Field(gt=0)]
     nll_weight: Annotated[float, Field(ge=0)]
     merge_onto: Literal["dequantised", "full_precision"]
     questions: Source | None
@@ -269,6 +271,20 @@ class Bits(Section):
     limit: Positive
 
 
+class Reward(Recipe):
+    """How a reward model is trained, and for how many steps its uses are; else they train as `filter_test` and `dpo` say."""
+
+    seeds: Positive
+    model: RewardModel | None
+    prompts: Positive
+    replies: Annotated[int, Field(ge=2)]
+    temperature: Annotated[float, Field(gt=0, le=2)]
+    length_penalty: Annotated[float, Field(gt=0)]
+    filter_steps: Annotated[int, Field(ge=2)]
+    round_steps: Annotated[int, Field(ge=2)]
+    sampled_prompts: Positive
+
+
 def _known_stage(name: str) -> str:
     if name not in STAGES:
         raise ValueError(f"this is not a stage{near(name, STAGES)}; known: {', '.join(STAGES)}")
@@ -313,6 +329,7 @@ class Profile(Section):
     findings: Findings
     ablations: Ablations
     bits: Bits
+    reward: Reward
     intervals: Intervals
 
     @model_validator(mode="after")

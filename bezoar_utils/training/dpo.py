@@ -8,6 +8,8 @@ Pairs reach every trainer already tokenised by `labels.py`, so that no library d
 - `simpo`: arXiv 2405.14734, equation 6; no reference, mean log-probs, beta scales them (2.0 to 2.5 there), `gamma` is the margin.
 - `orpo`: arXiv 2403.07691, equation 6; no reference, beta is its lambda; likelihood of prompt and chosen reply included.
 - `tr_dpo`: arXiv 2404.09656; DPO with a reference that follows: every `sync_every` steps it takes `sync_weight` of the policy.
+- `rpo`, `rpo_kl`: arXiv 2406.11704; the policy's margin shall equal `eta` times that of the rewards `chosen_reward` and
+  `rejected_reward` of each row (chapter 81 makes some), by the square of the distance or by KL divergence.
 
 Beyond the paper's method all are ours to try. Keys of another method are not read.
 """
@@ -24,11 +26,13 @@ from .labels import IGNORED, encode
 from .loop import TrainingError, arguments, run, supervised_positions_only
 from .models import claim_adapter, dequantised, lora_config
 from .precision import autocast, current
+from .reward import reward_aware
 
 LN2 = math.log(2)
-FIXED_REFERENCE = ("dpo", "ipo")  # methods for which `reference_log_probs` saves a forward pass of each step
+REWARD_AWARE = ("rpo", "rpo_kl")  # methods whose rows bring rewards
+FIXED_REFERENCE = ("dpo", "ipo", *REWARD_AWARE)  # methods for which `reference_log_probs` saves a forward pass of each step
 REFERENCE_FREE = ("simpo", "orpo")
-METHODS = (*FIXED_REFERENCE, *REFERENCE_FREE, "tr_dpo")
+METHODS = ("dpo", "ipo", *REFERENCE_FREE, "tr_dpo", *REWARD_AWARE)
 
 
 def dpo_examples(tokenizer, pairs: list[dict], max_length: int) -> tuple[list[dict], dict[str, int]]:
@@ -42,7 +46,8 @@ def dpo_examples(tokenizer, pairs: list[dict], max_length: int) -> tuple[list[di
         elif chosen_ids == rejected_ids:
             dropped["equal_as_tokens"] += 1
         else:
-            fitting.append({"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids})
+            gap = {"reward_gap": pair["chosen_reward"] - pair["rejected_reward"]} if "chosen_reward" in pair else {}
+            fitting.append({"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids, **gap})
     if not fitting:
         raise TrainingError(f"no preference pair is left: {dropped}")
     return fitting, dropped
@@ -97,10 +102,10 @@ def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, li
 
 def check_first_dpo_loss(log: list[dict], nll_weight: float, method: str = "dpo") -> float:
     """The DPO loss of the first step, which must be ln 2: rewards are beta times the log-ratio of policy and reference, so
-    all are 0 as long as the two are one model. Where the logged loss is more or other (`nll_weight`, `ipo`) they decide."""
+    all are 0 as long as the two are one model. Where the logged loss is more or other (`nll_weight`, `ipo`, `rpo`) they decide."""
     first = next(row for row in log if "loss" in row)
     reward = max(abs(first["rewards/chosen"]), abs(first["rewards/rejected"]))
-    plain = not nll_weight and method != "ipo"
+    plain = not nll_weight and method in ("dpo", "tr_dpo")
     dpo_loss = first["loss"] if plain else math.log1p(math.exp(-first["rewards/margins"]))
     if abs(dpo_loss - LN2) > 1e-3 or reward > 1e-3:
         raise TrainingError(f"the first DPO loss is {dpo_loss:.5f}, not ln 2: policy and reference did not start equal")
@@ -119,6 +124,8 @@ def preference_trainer(model, tokenizer, job: launch.Job):
 
     recipe, training, validation = job.recipe, job.training, job.validation
     method, common = _method(recipe), arguments(recipe, job.folder) | {"beta": recipe["beta"]}
+    if method in REWARD_AWARE and not all("reward_gap" in pair for pair in (*training, *validation)):
+        raise TrainingError(f"method {method} needs chosen_reward and rejected_reward in every row: score them as chapter 81 does")
     if method in REFERENCE_FREE:
         trainer, settings = _reference_free(model, recipe, common)
         training, validation = _whole_sequences(training), _whole_sequences(validation)
@@ -134,9 +141,14 @@ def preference_trainer(model, tokenizer, job: launch.Job):
 def _fixed_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
     from trl import DPOConfig
 
-    loss = {"loss_type": ["ipo"]} if _method(recipe) == "ipo" else _sigmoid(recipe["nll_weight"])
+    method, nll_weight = _method(recipe), recipe["nll_weight"]
+    loss = {"loss_type": ["ipo"]} if method == "ipo" else _sigmoid(nll_weight)
+    trainer = _tokenised_dpo_trainer()
+    if method in REWARD_AWARE:
+        loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, nll_weight]}  # TRL's own part; ours is added to it
+        trainer = reward_aware(trainer, recipe)
     args = DPOConfig(**common, **loss, max_length=None)
-    return _tokenised_dpo_trainer(), {"model": model, "args": args, "peft_config": lora_config(recipe["lora"], model)}
+    return trainer, {"model": model, "args": args, "peft_config": lora_config(recipe["lora"], model)}
 
 
 def _moving_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:

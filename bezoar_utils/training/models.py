@@ -30,8 +30,9 @@ def prepare_torch(threads: int, seed: int, precision: str = "auto", stage=None):
     return torch
 
 
-def load_model(path: Path, quantisation: dict | None = None, packed: bool = False):
-    """A causal LM from safetensors in float32, or in 4 bits when `quantisation` is given.
+def load_model(path: Path, quantisation: dict | None = None, packed: bool = False, outputs: int = 0):
+    """A causal LM from safetensors in float32, or in 4 bits when `quantisation` is given. With `outputs`, so many numbers a text
+    in place of words: a reward model, whose head is random where the folder holds none.
 
     A CPU that computes in float32 unpacks 4-bit weights once, here, and not at every token: the rounding stays, losses and
     gradients are equal to the last bit, a LoRA step is 1.4 times and generation 2.5 times as fast. `packed` keeps them in 4 bits.
@@ -43,7 +44,7 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
 
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     gc.collect()  # modules hold each other: a model nobody names any more goes before the next one comes
     # one process a GPU: accelerate tells each which is its own
@@ -52,15 +53,18 @@ def load_model(path: Path, quantisation: dict | None = None, packed: bool = Fals
     if quantisation:
         options["quantization_config"] = _four_bit(quantisation)
         _plain_linear_layers()
+    if outputs:
+        options["num_labels"] = outputs
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, **options)
+        model = (AutoModelForSequenceClassification if outputs else AutoModelForCausalLM).from_pretrained(path, **options)
     except RuntimeError as error:
         if quantisation and "mismatched" in str(error):  # transformers 5.23 on GPT-2's Conv1D
             raise ProfileError(f"transformers cannot load {path.name} in 4 bits: write quantisation: null") from None
         raise
     except (OSError, ValueError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ProfileError(f"{path.name} cannot be loaded as a causal language model: {why}") from None
+        kind = "reward" if outputs else "causal language"
+        raise ProfileError(f"{path.name} cannot be loaded as a {kind} model: {why}") from None
     if quantisation:
         keep_weights_unpacked(model, path)
     unpack = quantisation and not packed and model.device.type == "cpu" and current().dtype == "float32"
@@ -197,7 +201,7 @@ def claim_adapter(model, values: dict) -> int:
 MERGES = ("dequantised", "into_4bit", "full_precision")
 
 
-def merge(base: Path, adapter: Path, quantisation: dict | None, onto: str):
+def merge(base: Path, adapter: Path, quantisation: dict | None, onto: str, outputs: int = 0):
     """The adapter merged into the base, one of `MERGES`.
 
     `dequantised`: onto the 4-bit base as float, which is the model that was trained. `into_4bit`: PEFT's merge into the 4-bit
@@ -205,7 +209,7 @@ def merge(base: Path, adapter: Path, quantisation: dict | None, onto: str):
     """
     from peft import PeftModel
 
-    model = load_model(base, None if onto == "full_precision" else quantisation, packed=True)
+    model = load_model(base, None if onto == "full_precision" else quantisation, packed=True, outputs=outputs)
     if onto == "dequantised" and quantisation:
         model = dequantised(model)
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
