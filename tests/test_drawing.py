@@ -48,3 +48,19 @@ def test_the_same_seed_draws_the_same_wish():
 def test_a_context_stays_below_the_wish(context):
     after = drawing.add(f"Sum up the text.{context}", random.Random(4))
     assert after.endswith(context) and len(wishes.read(after)) == 1
+
+
+def test_solved_seeds_that_are_shown_have_the_wish_and_another_task():
+    solved = [(f"{row['instruction']}\n\n{row['context']}".strip(), row["response"]) for row in SEEDS]
+    asked = drawing.add(wishes.without(solved[0][0]), random.Random(2))
+    kinds = {wish.kind for wish in wishes.read(asked)}
+    shown = drawing.solved_alike(asked, solved, 2, random.Random(3))
+    assert len(shown) == 2 and all(kinds & {wish.kind for wish in wishes.read(text)} for text, _ in shown)
+    assert wishes.without(asked) not in [
+        wishes.without(text) for text, _ in drawing.solved_alike(asked, solved, 500, random.Random(3))
+    ]
+    assert all(not wishes.unmet(wishes.read(text), reply) for text, reply in shown)
+
+
+def test_without_solved_seeds_nothing_is_shown():
+    assert drawing.solved_alike("Name a river. Use no commas.", [], 2, random.Random(1)) == ()

@@ -148,6 +148,14 @@ def test_a_local_teacher_is_asked_in_its_wrapper_or_by_its_own_chat_template(sta
     assert sorted(seen[1:]) == ["<s><system> Be kind.\n<user> R\n<assistant>", "<s><user> Q\n<assistant>"]
 
 
+def test_earlier_turns_come_before_the_prompt_in_either_form(stage, local, chatty, seen):
+    turns = [(("A", "B"), ("C", "D"))]
+    Teacher(stage, local, 7).generate(["Q"], "answers", shown=turns)
+    Teacher(stage, local | {"model": str(chatty), "mode": "chat"}, 7).generate(["Q"], "answers", shown=turns)
+    assert seen[0] == "<s><human>: A\n<bot>: B\n<human>: C\n<bot>: D\n<human>: Q\n<bot>:"
+    assert seen[1] == "<s><user> A\n<assistant> B\n<user> C\n<assistant> D\n<user> Q\n<assistant>"
+
+
 def test_a_chat_teacher_can_go_on_with_a_text_or_write_the_users_own_turn(stage, local, chatty, seen):
     teacher = Teacher(stage, local | {"model": str(chatty), "mode": "chat"}, 7)
     texts = teacher.generate(["A list:\n1."], "lists", form="continued")

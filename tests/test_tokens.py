@@ -112,6 +112,15 @@ def test_a_system_message_is_one_or_stands_before_the_prompt_where_the_template_
         assert tokens.chat_ids(tokenizer, "Why?", "Be kind.") == tokens.chat_ids(tokenizer, "Be kind.\n\nWhy?")
 
 
+def test_earlier_turns_stand_between_the_system_message_and_the_prompt(family):
+    for name in ("qwen3", "gemma"):
+        tokenizer = tokens.load_tokenizer(family(name))
+        text = tokenizer.decode(tokens.chat_ids(tokenizer, "Why?", "Be kind.", [("Name a river.", "The Rhine."), ("Two?", "No.")]))
+        parts = ("Be kind.", "Name a river.", "The Rhine.", "Two?", "No.", "Why?")
+        assert [text.count(part) for part in parts] == [1] * len(parts)
+        assert [*map(text.index, parts)] == sorted(map(text.index, parts))
+
+
 @pytest.mark.parametrize("name", ["smollm2", "llama-3", "qwen3", "gemma"])
 def test_the_turn_that_a_model_writes_as_the_user_begins_as_every_users_turn_does(family, name):
     tokenizer = tokens.load_tokenizer(family(name))

@@ -15,6 +15,7 @@ from pathlib import Path
 from ..study import files
 from ..study.profile import load_profile
 from ..study.stage import RUNS
+from ..training.tokens import Shown, chat_turns
 from . import local_server
 from .attempts import (
     A_DOZEN,
@@ -43,7 +44,8 @@ class Request:
     """One call. `settings` go into the API's request as they are (temperature, max_tokens, top_p, seed, ...).
 
     `mode` is "chat" or "raw" (the prompt is completed as it is). `scheme` names the version of the prompt's wording.
-    `repeat` is not sent: it tells apart calls that ask the same thing again. `system` is a system message, in mode chat.
+    `repeat` is not sent: it tells apart calls that ask the same thing again. In mode chat `system` is a system message, and what
+    is `shown` are earlier turns, as (prompt, reply).
     """
 
     prompt: str
@@ -52,6 +54,11 @@ class Request:
     scheme: str
     repeat: int = 0
     system: str = ""
+    shown: Shown = ()
+
+    def told(self) -> dict:
+        """What tells this call from others: all of it but what it lacks."""
+        return {name: value for name, value in vars(self).items() if value or name not in ("system", "shown")}
 
 
 def open_endpoint(stage, role: dict) -> "Endpoint":
@@ -279,8 +286,7 @@ class Endpoint:
         body |= self.settings.get("extra", {})
         try:
             if request.mode == "chat":
-                turns = {"system": request.system, "user": request.prompt}
-                messages = [{"role": who, "content": text} for who, text in turns.items() if text or who == "user"]
+                messages = chat_turns(request.prompt, request.system, request.shown)
                 return await client.chat.completions.create(model=self.model, messages=messages, extra_body=body)
             return await client.completions.create(model=self.model, prompt=request.prompt, extra_body=body)
         except openai.APITimeoutError:
@@ -314,8 +320,7 @@ class Endpoint:
 
     def _key(self, request: Request) -> str:
         extra = {"extra": asked} if (asked := self.settings.get("extra")) else {}
-        told = {name: value for name, value in vars(request).items() if value or name != "system"}
-        return files.sha256_json({"model": self.model, "version": self.version, **extra, **told})
+        return files.sha256_json({"model": self.model, "version": self.version, **extra, **request.told()})
 
     def _worst_usd(self, request: Request) -> float:
         """The most that one attempt can cost, in US dollars. Raises ValueError when nothing bounds it."""
@@ -324,7 +329,8 @@ class Endpoint:
         most, sent = request.settings.get("max_tokens"), self.settings["parameters"].get("max_tokens", "max_tokens")
         if not sent or not isinstance(most, int) or most < 1:  # to some servers -1 means without end
             raise ValueError(f"a call to {self.model} costs money, so its settings need max_tokens to bound what it can cost")
-        return cost_usd(self.price, len((request.system + request.prompt).encode()) + TEMPLATE_TOKENS, most)
+        text = request.system + request.prompt + "".join(asked + reply for asked, reply in request.shown)
+        return cost_usd(self.price, len(text.encode()) + TEMPLATE_TOKENS * (1 + 2 * len(request.shown)), most)
 
     def _redacted(self, error) -> str:
         """One short line without the key, which providers like to repeat in their error texts. Cut last: half a key is one too."""

@@ -9,7 +9,7 @@ from ..study import files
 from ..training.generation import by_length, continue_batch, texts_of, within_batch
 from ..training.models import load_model
 from ..training.precision import current
-from ..training.tokens import chat_ids, load_tokenizer, stop_ids, user_turn_ids
+from ..training.tokens import Shown, chat_ids, load_tokenizer, stop_ids, user_turn_ids
 from ..training.weights import locate_model
 from .endpoint import Request, open_endpoint
 from .ledger import Answers, Ledger
@@ -24,10 +24,17 @@ def open_engine(stage, role: dict):
 
 
 def request(
-    role: dict, prompt: str, settings: dict, scheme: str, repeat: int = 0, system: str = "", form: str | None = None
+    role: dict,
+    prompt: str,
+    settings: dict,
+    scheme: str,
+    repeat: int = 0,
+    system: str = "",
+    form: str | None = None,
+    shown: Shown = (),
 ) -> Request:
     """A call to a teacher or judge in the form it wants: `mode: raw` completes the profile's wrapper around the prompt, where a
-    system message stands at its head; `mode: chat` leaves both to the chat template.
+    system message stands at its head; `mode: chat` leaves both to the chat template. What is `shown` are earlier (prompt, reply).
 
     `form` is for what no mode does: `continued` goes on with the prompt as it is, `user_turn` with the chat template's empty turn
     of a user.
@@ -35,8 +42,9 @@ def request(
     if form:
         return Request(prompt, settings, {"continued": "raw"}.get(form, form), scheme, repeat)
     if role["mode"] == "chat":
-        return Request(prompt, settings, "chat", scheme, repeat, system)
-    return Request(role["wrapper"].format(prompt=teacher_prompt(system, prompt)), settings, "raw", scheme, repeat)
+        return Request(prompt, settings, "chat", scheme, repeat, system, shown)
+    earlier = "".join(f"{role['wrapper'].format(prompt=asked)} {reply}\n" for asked, reply in shown)
+    return Request(earlier + role["wrapper"].format(prompt=teacher_prompt(system, prompt)), settings, "raw", scheme, repeat)
 
 
 class LocalWeights:
@@ -50,7 +58,7 @@ class LocalWeights:
     def ask(self, requests: list[Request], progress=None) -> list[Reply]:
         """A reply for each request, in their order. Equal requests are one; what the ledger holds is not generated again."""
         made_by = {"model": self.identity, "four_bit": self.role["four_bit"], "precision": current().dtype}
-        keys = [files.sha256_json(made_by | vars(request)) for request in requests]
+        keys = [files.sha256_json(made_by | request.told()) for request in requests]
         by_key = dict(zip(keys, requests))
         ids, answers = {key: self._ids(request) for key, request in by_key.items()}, Answers(keys, self.ledger.finished, progress)
         context = self._context()
@@ -66,7 +74,7 @@ class LocalWeights:
 
     def _ids(self, request: Request) -> list[int]:
         if request.mode == "chat":
-            return chat_ids(self.tokenizer, request.prompt, request.system)
+            return chat_ids(self.tokenizer, request.prompt, request.system, request.shown)
         if request.mode == "user_turn":
             return user_turn_ids(self.tokenizer)
         return self.tokenizer(request.prompt)["input_ids"]

@@ -19,10 +19,11 @@ class Teacher:
     def engine(self):  # made by the first prompt, so that a teacher without prompts needs no weights and no key
         return open_engine(self.stage, self.settings)
 
-    def generate(self, prompts: list[str], what: str, systems: list[str] | None = None, form=None) -> list[str | None]:
+    def generate(self, prompts: list[str], what: str, systems: list[str] | None = None, form=None, shown=None) -> list[str | None]:
         """One stripped completion a prompt, in order, each sampled from a seed of its own; None where the teacher failed.
 
-        `systems` holds a system message for each prompt, "" for none; `form` is as in `engine.request`.
+        `systems` holds a system message for each prompt, "" for none; `shown` the earlier turns for each; `form` is as in
+        `engine.request`.
         """
         if not prompts:
             return []
@@ -31,8 +32,8 @@ class Teacher:
         sampling |= {"stop": stop} if stop else {}
         seeds = row_seeds(self.seed, what, len(prompts))
         requests = [
-            request(self.settings, prompt, sampling | {"seed": seed}, SCHEME, system=system, form=form)
-            for prompt, system, seed in zip(prompts, systems or [""] * len(prompts), seeds)
+            request(self.settings, prompt, sampling | {"seed": seed}, SCHEME, system=system, form=form, shown=turns)
+            for prompt, system, turns, seed in zip(prompts, systems or [""] * len(prompts), shown or [()] * len(prompts), seeds)
         ]
         replies = self.engine.ask(requests, self.stage.reporter(what))
         record_calls(self.stage, replies)

@@ -30,6 +30,7 @@ APART = (
     ("lower_case", "upper_case"),
     ("begins_with", "json", "quoted", "bullets", "numbered", "title", "number", "yes_no"),
 )
+LONGEST_SHOWN = 60  # words: a small teacher reads slowly, and loses the thread
 DRAWN = tuple(kind for kind in wishes.KINDS if kind not in ("number", "yes_no"))
 
 
@@ -38,6 +39,16 @@ def sentence(kind: str, rng: random.Random) -> str:
     wording = rng.choice(re.split(r"\|(?![^(]*\))", wishes.KINDS[kind].sentences))
     chosen = re.sub(r"\((.+?)\)", lambda m: rng.choice(m[1].split("|")), wording)
     return re.sub(r"\{(\w+)\}", lambda m: str(rng.choice(ARGUMENTS[m[1]][kind])), chosen)
+
+
+def solved_alike(instruction: str, solved: list[tuple[str, str]], n: int, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    """`n` of the `solved` (instruction, response), in random order: those with a wish of a kind that this instruction has, then
+    others with a wish; none of the same task, none longer than `LONGEST_SHOWN` words."""
+    kinds, task = {wish.kind for wish in wishes.read(instruction)}, wishes.without(instruction)
+    others = [pair for pair in solved if wishes.without(pair[0]) != task and len(pair[0].split()) <= LONGEST_SHOWN]
+    asked = [(pair, {wish.kind for wish in wishes.read(pair[0])}) for pair in rng.sample(others, len(others))]
+    alike = [pair for pair, theirs in asked if theirs & kinds] + [pair for pair, theirs in asked if theirs and not theirs & kinds]
+    return tuple(alike[:n])
 
 
 def add(instruction: str, rng: random.Random) -> str:

@@ -103,6 +103,7 @@ class Evol(Section):
     epochs: Count
     draw_per: Literal["category", "row"]
     rewriter: Literal["teacher", "wishes"]
+    shown_seeds: Count
     equality_judge: Judge | None
     equality_tries: Positive
 

@@ -3,8 +3,10 @@
 Nothing of these is assumed. Whatever a text spells, special ids come from the tokenizer's own rule or from its template alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
+Shown = Sequence[tuple[str, str]]  # earlier turns of a chat: what was asked, and the reply
 PADS = ("pad", "reserved", "unused", "extra_")  # in the names of special tokens that no text and no template uses
 # Ends of a turn by family: Llama 3, ChatML (Qwen, SmolLM), Gemma, Phi-3; a tuned model may say one of them instead of its EOS.
 TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>")
@@ -157,8 +159,15 @@ def check_tokenizer(tokenizer, rows: int | None = None) -> None:
 # ------------------------------------------------------------------------------------------------------------------ chat
 
 
-def chat_ids(tokenizer, prompt: str, system: str = "") -> list[int]:
-    """A prompt, after a system message if there is one, as the tokenizer's own chat template asks for the assistant's reply.
+def chat_turns(prompt: str, system: str = "", shown: Shown = ()) -> list[dict]:
+    """The messages of a chat: a system message if there is one, what is `shown` as earlier turns, and the prompt."""
+    earlier = [turn for asked, reply in shown for turn in (("user", asked), ("assistant", reply))]
+    turns = [("system", system)] * bool(system) + earlier + [("user", prompt)]
+    return [{"role": role, "content": text} for role, text in turns]
+
+
+def chat_ids(tokenizer, prompt: str, system: str = "", shown: Shown = ()) -> list[int]:
+    """`chat_turns` as the tokenizer's own chat template asks for the assistant's reply.
 
     Special ids come from the template alone. A template that refuses a system message gets it at the head of the prompt.
     Raises TokenError without a template.
@@ -169,13 +178,14 @@ def chat_ids(tokenizer, prompt: str, system: str = "") -> list[int]:
         raise TokenError(
             "the tokenizer has no chat template: write `mode: raw` and, in `wrapper`, the form the model was trained on"
         )
-    turns = [{"role": "system", "content": system}, {"role": "user", "content": prompt}] if system else None
-    try:
-        return _rendered_ids(tokenizer, turns or [{"role": "user", "content": prompt}])
-    except TemplateError:
-        if not system:
-            raise TokenError("the tokenizer's chat template cannot render a prompt: write `mode: raw`") from None
-        return chat_ids(tokenizer, f"{system}\n\n{prompt}")
+    turns = chat_turns(prompt, system, shown)
+    at_head = [turns[1] | {"content": f"{system}\n\n{turns[1]['content']}"}, *turns[2:]] if system else turns
+    for messages in (turns, at_head):
+        try:
+            return _rendered_ids(tokenizer, messages)
+        except TemplateError:
+            continue
+    raise TokenError("the tokenizer's chat template cannot render a prompt: write `mode: raw`")
 
 
 def user_turn_ids(tokenizer) -> list[int]:
