@@ -195,11 +195,14 @@ MODELS_PAGE = (CODE / "docs" / "models.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
-    "text", re.findall(r"```yaml\n(.*?)```", MODELS_PAGE, re.DOTALL), ids=["a study on SmolLM2", "a local judge"]
+    "text", re.findall(r"```yaml\n(.*?)```", MODELS_PAGE, re.DOTALL), ids=["own rows and judge", "a local judge"]
 )
 def test_every_snippet_of_the_page_on_models_is_a_profile(profile, text):
-    mine = profile(text.removeprefix("extends: mini\n").replace("…", "mine"), extends="mini")
-    assert (mine.base_model.model.startswith("package:") and mine.lora.target_modules == "attention") or not mine.judge.endpoint
+    _, named, text = text.partition("extends: smol\n") if text.startswith("extends") else ("", "", text)
+    mine = profile(text.replace("…", "mine"), extends="smol" if named else "mini")
+    assert (
+        mine.base_model.model.startswith("package:") and mine.judge.endpoint.local_server == "own_judge"
+    ) or not mine.judge.endpoint
 
 
 def test_a_local_base_of_no_known_architecture_is_a_reason_and_nothing_crashes(profile, local):

@@ -14,9 +14,12 @@ TRAININGS = ("sft", "hh_sft", "dpo", "filter_test", "reward")
 MOST = {
     "lamini.example_guided_calls": 4,
     "lamini.topic_guided_calls": 4,
+    "lamini.continued_calls": 4,
+    "lamini.magpie_calls": 4,
     "orca.per_collection.*": 6,
     "evol.seeds_per_category": 2,
     "judge_filter.repeat_rows": 8,
+    "pairs.rows": 8,
     "dpo.sampled_prompts": 8,
     "mt_bench.repeat_rows": 8,
     "launch.processes": 2,
