@@ -106,6 +106,15 @@ def test_make_runs_what_content_calls_for_and_nothing_else(study):
     assert verified.returncode != 0 and verified.stdout.strip() == f"{SECOND}: no stage.json, so not finished"
 
 
+def test_a_chapter_that_the_profile_leaves_out_keeps_nobody_waiting(study):
+    recipe = f"RECIPE={FIRST}: 35_pairs:{FIRST} {SECOND}:{FIRST},35_pairs"
+    assert started(study("stages", recipe)) == [FIRST, SECOND]
+    before = study.proof(SECOND).stat().st_mtime_ns
+    again = study("stages", recipe)
+    assert again.returncode == 0 and again.stdout.strip() in ("", "make: Nothing to be done for 'stages'.")
+    assert study.proof(SECOND).stat().st_mtime_ns == before, "a report that is up to date is not written again"
+
+
 def test_a_failing_cell_stops_make_and_leaves_no_proof(study):
     (study.folder / "notebooks" / f"{SECOND}.ipynb").write_text(chapter(SECOND, "stage.output('half.txt').write_text('x'); 1 / 0"))
     result = study()
