@@ -333,8 +333,7 @@ def main(arguments: list[str] | None = None) -> int:
             stale = stale_stages(options.profile, profile, dag)
             if first_run:
                 doctor.introduce(options.profile, profile)
-            left_out = [f"-{named}" for line in options.dag.split() if (named := line.split(":")[0]) not in dag]
-            print(" ".join([*stale, *left_out]))
+            print(*stale, *(f"-{named}" for line in options.dag.split() if (named := line.split(":")[0]) not in dag))
         elif options.command == "verify":
             problems = verify(options.profile, dag)
             print("\n".join(problems) if problems else f"runs/{options.profile}: every artifact matches its stage.json")

@@ -16,9 +16,10 @@ def committed(profile_name: str) -> Path:
 
 def expected_seconds(profile_name: str, stage: str) -> float | None:
     """What this stage took last time here, else in this profile's committed run, scaled to this machine."""
-    here, reference = _timings(RUNS / profile_name), _timings(committed(profile_name))
+    here = _timings(RUNS / profile_name)
     if stage in here:
         return here[stage]
+    reference = _timings(committed(profile_name))
     return reference[stage] * slowness(here, reference) if stage in reference else None
 
 

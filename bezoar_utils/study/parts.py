@@ -26,6 +26,11 @@ def near(name, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def near_or_all(name, known: Iterable[str]) -> str:
+    """The end of an error about a name that is not known: the one like it, and all there are."""
+    return f"{near(name, known)}; known: {', '.join(known)}"
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from pydantic import ValidationError, create_model
 
 from . import files
-from .parts import ORIGINS, Section, near
+from .parts import ORIGINS, Section, near, near_or_all
 from .places import Places, read_yaml
 from .schema import Profile, Recipe
 from .stages import CODE, STAGES
@@ -47,8 +47,9 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
         if isinstance(data.get(section), dict):
             data[section] = _over(recipe, data[section])
             places = {(section, *key[1:]): f"{place} (recipe)" for key, place in places.items() if key[0] == "recipe"} | places
-    for section in ("ablations", "reward"):
-        if (seeds := os.environ.get("BEZOAR_SEEDS")) and isinstance(data.get(section), dict):  # make ablations SEEDS=3
+    seeds = os.environ.get("BEZOAR_SEEDS", "")  # make ablations SEEDS=3
+    for section in ("ablations", "reward") if seeds else ():
+        if isinstance(data.get(section), dict):
             data[section] = data[section] | {"seeds": int(seeds) if seeds.isdigit() else seeds}
             places[section, "seeds"] = "SEEDS"
     try:
@@ -103,7 +104,7 @@ def _merged(name: str, folder: Path, seen: tuple[str, ...] = (), asked: str = ""
         return data | {"seed": int(replicate[2])}, places | {("seed",): name}
     if not path.is_file():
         known = sorted(p.stem for p in folder.glob("*.yaml"))
-        raise ValueError(f"{asked}there is no profile {name!r} ({path.name}){near(name, known)}; known: {', '.join(known)}")
+        raise ValueError(f"{asked}there is no profile {name!r} ({path.name}){near_or_all(name, known)}")
     data, places = read_yaml(path)
     if not (parent := data.pop("extends", None)):
         return data, places

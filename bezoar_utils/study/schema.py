@@ -24,6 +24,7 @@ from .parts import (
     Source,
     Teacher,
     near,
+    near_or_all,
 )
 from .stages import STAGES
 
@@ -288,7 +289,7 @@ class Reward(Recipe):
 
 def _known_stage(name: str) -> str:
     if name not in STAGES:
-        raise ValueError(f"this is not a stage{near(name, STAGES)}; known: {', '.join(STAGES)}")
+        raise ValueError(f"this is not a stage{near_or_all(name, STAGES)}")
     return name
 
 
@@ -335,18 +336,14 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def names_exist_and_calls_have_a_price(self):
-        for number, name in (
-            (n, name) for n, pair in enumerate(self.mt_bench.pairs) for name in pair if name not in self.checkpoints
-        ):
-            known = f"{near(name, self.checkpoints)}; known: {', '.join(self.checkpoints)}"
-            raise ValueError(f"mt_bench.pairs.{number} names {name}, which is not a checkpoint{known}")
-        if self.bits.checkpoint not in self.checkpoints:
-            known = f"{near(self.bits.checkpoint, self.checkpoints)}; known: {', '.join(self.checkpoints)}"
-            raise ValueError(f"bits.checkpoint is {self.bits.checkpoint}, which is not a checkpoint{known}")
+        named = [(f"mt_bench.pairs.{n} names", name) for n, pair in enumerate(self.mt_bench.pairs) for name in pair]
+        for place, name in [*named, ("bits.checkpoint is", self.bits.checkpoint)]:
+            if name not in self.checkpoints:
+                raise ValueError(f"{place} {name}, which is not a checkpoint{near_or_all(name, self.checkpoints)}")
         for name in set(self.benchmarks.fewshot) - set(self.evaluation.tasks):
             if self.evaluation.tasks_from or _mistyped(name, self.evaluation.tasks):
-                known = f"{near(name, self.evaluation.tasks)}; known: {', '.join(self.evaluation.tasks)}"
-                raise ValueError(f"benchmarks.fewshot.{name} is not one of evaluation.tasks{known}")
+                tasks = near_or_all(name, self.evaluation.tasks)
+                raise ValueError(f"benchmarks.fewshot.{name} is not one of evaluation.tasks{tasks}")
         if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
             raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for role, asked in self.model_roles().items():
