@@ -44,11 +44,14 @@ def sentence(kind: str, rng: random.Random) -> str:
 def solved_alike(instruction: str, solved: list[tuple[str, str]], n: int, rng: random.Random) -> tuple[tuple[str, str], ...]:
     """`n` of the `solved` (instruction, response), in random order: those with a wish of a kind that this instruction has, then
     others with a wish; none of the same task, none longer than `LONGEST_SHOWN` words."""
-    kinds, task = {wish.kind for wish in wishes.read(instruction)}, wishes.without(instruction)
-    others = [pair for pair in solved if wishes.without(pair[0]) != task and len(pair[0].split()) <= LONGEST_SHOWN]
-    asked = [(pair, {wish.kind for wish in wishes.read(pair[0])}) for pair in rng.sample(others, len(others))]
-    alike = [pair for pair, theirs in asked if theirs & kinds] + [pair for pair, theirs in asked if theirs and not theirs & kinds]
-    return tuple(alike[:n])
+    asked, task = wishes.split(instruction)
+    kinds, alike, others = {wish.kind for wish in asked}, [], []
+    short = [(pair, *wishes.split(pair[0])) for pair in solved if len(pair[0].split()) <= LONGEST_SHOWN]
+    fitting = [(pair, {wish.kind for wish in theirs}) for pair, theirs, their_task in short if their_task != task]
+    for pair, their_kinds in rng.sample(fitting, len(fitting)):
+        if their_kinds:
+            (alike if their_kinds & kinds else others).append(pair)
+    return tuple((alike + others)[:n])
 
 
 def add(instruction: str, rng: random.Random) -> str:

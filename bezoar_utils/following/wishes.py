@@ -14,7 +14,7 @@ Every check takes time in proportion to the reply. An empty reply uses no commas
 import re
 import unicodedata
 from collections.abc import Callable
-from itertools import groupby, zip_longest
+from itertools import combinations, groupby, zip_longest
 from operator import eq, ge, le
 from typing import Any, NamedTuple
 
@@ -213,11 +213,10 @@ def conflict(wishes: list[Wish]) -> str | None:
 
     Example: [Wish("lower_case"), Wish("upper_case")] gives "lower case and upper case".
     """
-    for place, one in enumerate(wishes):
-        for other in wishes[place + 1 :]:
-            pair = {one.kind: one.argument, other.kind: other.argument}
-            if any(pair.keys() == set(kinds) for kinds in NEVER_BOTH) or _arguments_differ(one, other, pair):
-                return f"{one.kind} and {other.kind}".replace("_", " ")
+    for one, other in combinations(wishes, 2):
+        pair = {one.kind: one.argument, other.kind: other.argument}
+        if any(pair.keys() == set(kinds) for kinds in NEVER_BOTH) or _arguments_differ(one, other, pair):
+            return f"{one.kind} and {other.kind}".replace("_", " ")
     return None
 
 
