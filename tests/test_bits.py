@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bezoar_utils.training import bits, models, tokens
+from bezoar_utils.training import bits, models, sft, tokens
 
 
 def correlated(columns: int, tokens: int = 400, seed: int = 0, dtype=torch.float32):
@@ -154,15 +154,15 @@ def test_all_linear_layers_of_the_blocks_are_rounded_and_nothing_else_is(small, 
 def test_padding_is_no_calibration_text(small):
     model, tokenizer = small
     layers = bits.blocks_of(model)[0]
-    together = bits._observe(model, layers, tokenizer, TEXTS)
-    alone = bits._observe(model, layers, tokenizer, TEXTS, batch_size=1)
+    together = bits.observe(model, layers, tokenizer, TEXTS)
+    alone = bits.observe(model, layers, tokenizer, TEXTS, batch_size=1)
     assert all(torch.allclose(a, b, atol=1e-4) for name in alone for a, b in zip(alone[name], together[name]))
 
 
 def test_a_later_block_is_rounded_on_what_the_rounded_blocks_before_it_give(small):
     model, tokenizer = small
     last = bits.blocks_of(model)[-1]
-    second, _ = bits._observe(model, last, tokenizer, TEXTS)["self_attn.q_proj"]
+    second, _ = bits.observe(model, last, tokenizer, TEXTS)["self_attn.q_proj"]
     weight = last["self_attn.q_proj"].weight.data.clone()
     bits.quantise(model, tokenizer, TEXTS, "gptq", 2, 32)
     assert not torch.allclose(last["self_attn.q_proj"].weight.data, bits.gptq(weight, second, 2, 32))
@@ -195,7 +195,7 @@ def test_megabytes_count_what_is_not_rounded_in_sixteen_bits(small):
 def test_the_loss_of_a_response_is_the_models_own_whatever_stands_beside_it(small):
     model, tokenizer = small
     rows = [{"prompt": "A question:", "response": " four"}, {"prompt": "Another, and longer one:", "response": " no, not at all"}]
-    together = bits.response_losses(model, tokenizer, rows)
+    together = sft.response_losses(model, tokenizer, rows)
     for row, loss in zip(rows, together):
         prompt = tokenizer(row["prompt"])["input_ids"]
         ids = torch.tensor([[*tokenizer(row["prompt"] + row["response"])["input_ids"], tokenizer.eos_token_id]])

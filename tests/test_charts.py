@@ -52,11 +52,11 @@ def test_a_difference_keeps_its_interval_and_its_name():
     assert numbers_of(charts.differences([row], "T", "share")) == [("", "", 0.5, "rank 4 against rank 16", -1, 2)]
 
 
-def test_a_trade_off_keeps_the_order_of_its_rates_and_what_each_gains_and_costs():
-    points = [{"rate": 0.0, "exact": 0.5, "preferred": 0.6}, {"rate": 0.002, "exact": 0.4, "preferred": 0.9}]
-    figure = charts.trade_off(points, "DPO")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.002"]
-    rows = [("", "learning rate 0", 0.5, 0.6, "", ""), ("", "learning rate 0.002", 0.4, 0.9, "", "")]
+def test_a_scatter_keeps_the_order_of_its_points_and_their_names_and_intervals():
+    tried = [{"x": 0.5, "y": 0.6, "name": "0"}, {"x": 0.4, "y": 0.9, "name": "0.002"}]
+    figure = charts.scatter({"rate": tried, "SFT": [{"x": 2, "y": 0.7, "low": 0.6, "high": 0.8}]}, "T", "x", "y", joined=("rate",))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0", "0.002", ""]
+    rows = [("", "rate 0", 0.5, 0.6, "", ""), ("", "rate 0.002", 0.4, 0.9, "", ""), ("", "SFT", 2, 0.7, 0.6, 0.8)]
     assert numbers_of(figure) == rows
 
 

@@ -157,6 +157,15 @@ def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_fold
             assert torch.allclose(parameter, learned[name], atol=1e-6)
 
 
+def test_without_lora_every_weight_is_trained_and_the_whole_model_comes_back(model_folder, tokenizer, tmp_path):
+    recipe = RECIPE | {"lora": None, "quantisation": None, "steps": 2, "warmup_steps": 1, "validate_every": 1}
+    before = models.load_model(model_folder).state_dict()
+    model, log, _ = sft.train(ROWS, model_folder, tokenizer, recipe, folder=tmp_path, progress=silent)
+    after = model.state_dict()
+    assert not hasattr(model, "peft_config") and after.keys() == before.keys()
+    assert all(not torch.equal(after[name], before[name]) for name in before) and "eval_loss" in log[-1] | log[-2]
+
+
 def test_a_base_with_too_little_context_is_refused_before_it_is_loaded(model_folder, tokenizer, tmp_path):
     with pytest.raises(loop.TrainingError, match="context of 512 tokens"):
         sft.train(ROWS, model_folder, tokenizer, RECIPE | {"max_length": 600}, folder=tmp_path, progress=silent)

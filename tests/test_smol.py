@@ -25,9 +25,9 @@ orca: {per_collection: {cot: 3, niv2: 3, t0: 3, flan2021: 3}}
 evol: {seeds_per_category: 1, epochs: 1}
 judge_filter: {repeat_rows: 6}
 sft: {steps: 2, warmup_steps: 1, validate_every: 1}
-pairs: {rows: 12, replies: 3, max_new_tokens: 32}
+pairs: {rows: 10, replies: 3, max_new_tokens: 32}
 hh_sft: {steps: 2, warmup_steps: 1, validate_every: 1}
-dpo: {steps: 2, warmup_steps: 1, validate_every: 1, sampled_prompts: 6, max_new_tokens: 32}
+dpo: {steps: 2, warmup_steps: 1, validate_every: 1, sampled_prompts: 4, max_new_tokens: 32}
 mt_bench: {max_new_tokens: 16, repeat_rows: 4}
 filter_test: {steps: 2, warmup_steps: 1, validate_every: 1, conditions: [accepted, unfiltered]}
 intervals: {samples: 100}
@@ -44,10 +44,10 @@ def run(tmp_path_factory):
     for part in ("bezoar_utils", "notebooks", "profiles", "Makefile"):
         copy = shutil.copytree if (CODE / part).is_dir() else shutil.copy
         copy(CODE / part, home / part)
-    for rows in ("questions.jsonl", "tasks/following.jsonl"):  # one of each category, and a tenth
+    for rows in ("questions.jsonl", "tasks/following.jsonl"):  # one of two categories, and a twentieth
         path = home / "profiles" / "smol" / rows
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(lines[:: 6 if len(lines) == 48 else 10]))
+        path.write_text("".join(lines[:: 12 if len(lines) == 48 else 20]))
     (home / "profiles" / "cut.yaml").write_text(CUT)
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "PYTHONPATH", "BEZOAR_HOME")}
     command = ["make", "stages", "PROFILE=cut", f"PY={sys.executable}", "JOBS=1"]

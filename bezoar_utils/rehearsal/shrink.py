@@ -22,6 +22,14 @@ MOST = {
     "pairs.rows": 8,
     "dpo.sampled_prompts": 8,
     "mt_bench.repeat_rows": 8,
+    "merge.budget": 2,
+    "merge.limit": 8,
+    "smaller.budget": 5,
+    "smaller.calibration_rows": 8,
+    "smaller.limit": 8,
+    "bits.calibration_rows": 8,
+    "bits.held_back_rows": 8,
+    "bits.limit": 8,
     "launch.processes": 2,
 }
 LIMIT = 8  # items a benchmark
@@ -40,6 +48,7 @@ def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
     for section in TRAININGS:
         values[section] |= STEPS
     values["ablations"] |= {"steps": 2, "dpo_steps": 2, "sampled_prompts": 4}
+    values["merge"]["steps"] = values["smaller"]["recovery_steps"] = 2
     values["reward"] |= {"prompts": 4, "replies": 2, "filter_steps": 2, "round_steps": 2, "sampled_prompts": 4}
     values["benchmarks"]["limit"] = min(values["benchmarks"]["limit"] or LIMIT, LIMIT)
     values["money"]["budget_usd"] = PRETENDED_USD

@@ -167,16 +167,24 @@ def differences(rows: list[dict], title: str, unit: str):
     return fig
 
 
-def trade_off(points: list[dict], title: str):
-    """What is gained in manner against what is left of correctness: a point per `rate`, with its `exact` and `preferred` share, in
-    order."""
-    fig, (axis,) = _axes()
-    axis.plot([p["exact"] for p in points], [p["preferred"] for p in points], "-o", color=COLOURS["train"])
-    for point in points:
-        where = (point["exact"], point["preferred"])
-        axis.annotate(f"{point['rate']:g}", where, textcoords="offset points", xytext=(6, -10), fontsize=8)
-        fig.rows.append({"series": f"learning rate {point['rate']:g}", "x": where[0], "y": where[1]})
-    axis.set(title=title, xlabel="exact answers, share of replies", ylabel="preferred manner, share of replies")
+def scatter(series: dict[str, list[dict]], title: str, xlabel: str, ylabel: str, joined: tuple[str, ...] = (), log: bool = False):
+    """A point a row, at `x` and `y`, with its `name` and its interval (`low`, `high`) where it has them; the rows of a series in
+    `joined` are a line, in their order. `log`: x grows by factors."""
+    fig, (axis,) = _axes(width=8.5, height=4.6)
+    for number, (name, points) in enumerate(series.items()):
+        x, y = [point["x"] for point in points], [point["y"] for point in points]
+        reach = [(p.get("name", ""), p["y"], p.get("low", p["y"]), p.get("high", p["y"])) for p in points]
+        style = {"color": [*COLOURS.values()][number % len(COLOURS)], "label": name}
+        axis.errorbar(x, y, _reach(reach), fmt="-o" if name in joined else "o", ms=5, capsize=3, **style)
+        for point in points:
+            where = (point["x"], point["y"])
+            axis.annotate(point.get("name", ""), where, textcoords="offset points", xytext=(6, -10), fontsize=8)
+        fig.rows += [
+            {"series": " ".join([name, str(p.get("name", ""))]).strip(), **{k: p[k] for k in p if k != "name"}} for p in points
+        ]
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+    if len(series) > 1:
+        axis.legend(frameon=False, fontsize=8)
     return fig
 
 

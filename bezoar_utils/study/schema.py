@@ -261,6 +261,29 @@ class Ablations(Section):
         return self
 
 
+class Merge(Section):
+    """How several adapters become one. They train as `sft` says, for these steps."""
+
+    seeds: Positive
+    steps: Annotated[int, Field(ge=2)]
+    ways: list[Literal["cat", "linear", "ties", "dare_ties"]]
+    most: Annotated[float, Field(gt=0)]
+    budget: Positive
+    limit: Positive
+
+
+class Smaller(Section):
+    """Which checkpoint is cut to a smaller one, how small, and how long it recovers; it trains as `sft` says."""
+
+    seeds: Positive
+    checkpoint: str
+    at_most: Annotated[float, Field(gt=0, le=1)]
+    budget: Annotated[int, Field(ge=5)]
+    calibration_rows: Positive
+    recovery_steps: Annotated[int, Field(ge=2)]
+    limit: Positive
+
+
 class Bits(Section):
     """Which checkpoint is rounded to fewer bits, and how."""
 
@@ -330,6 +353,8 @@ class Profile(Section):
     filter_test: FilterTest
     findings: Findings
     ablations: Ablations
+    merge: Merge
+    smaller: Smaller
     bits: Bits
     reward: Reward
     intervals: Intervals
@@ -337,7 +362,11 @@ class Profile(Section):
     @model_validator(mode="after")
     def names_exist_and_calls_have_a_price(self):
         named = [(f"mt_bench.pairs.{n} names", name) for n, pair in enumerate(self.mt_bench.pairs) for name in pair]
-        for place, name in [*named, ("bits.checkpoint is", self.bits.checkpoint)]:
+        for place, name in [
+            *named,
+            ("bits.checkpoint is", self.bits.checkpoint),
+            ("smaller.checkpoint is", self.smaller.checkpoint),
+        ]:
             if name not in self.checkpoints:
                 raise ValueError(f"{place} {name}, which is not a checkpoint{near_or_all(name, self.checkpoints)}")
         for name in set(self.benchmarks.fewshot) - set(self.evaluation.tasks):

@@ -8,7 +8,6 @@ costs d second dᵀ in squared output. The inputs themselves are not kept, and o
 
 from collections.abc import Callable
 
-from .labels import encode
 from .precision import autocast
 
 LEAST, MOST = 2, 8  # bits
@@ -144,7 +143,7 @@ def quantise(model, tokenizer, texts: list[str], method: str, bits: int, group: 
         check(layer.weight.shape[1], bits, group_of(layer.weight.shape[1], max(1, group)))
     rows = []
     for number, layers in enumerate(blocks):
-        for name, (second, size) in _observe(model, layers, tokenizer, texts).items():
+        for name, (second, size) in observe(model, layers, tokenizer, texts).items():
             weight = layers[name].weight.data
             rounded = METHODS[method](weight, second, size, bits, group_of(weight.shape[1], group))
             whole = squared_error(0 * weight, weight, second)
@@ -159,7 +158,7 @@ class _ReachedError(Exception):
     """The block in work is done; what comes after it need not be computed."""
 
 
-def _observe(model, layers: dict, tokenizer, texts: list[str], batch_size: int = 16) -> dict[str, tuple]:
+def observe(model, layers: dict, tokenizer, texts: list[str], batch_size: int = 16) -> dict[str, tuple]:
     """name -> (`second`, `size`) of each linear layer of a block, over the tokens of `texts`. layers[""] is the block itself."""
     import torch
 
@@ -186,19 +185,3 @@ def _observe(model, layers: dict, tokenizer, texts: list[str], batch_size: int =
     for hook in hooks:
         hook.remove()
     return {name: (second / tokens, size / tokens) for name, (second, size, tokens) in sums.items()}
-
-
-def response_losses(model, tokenizer, rows: list[dict], batch_size: int = 32) -> list[float]:
-    """Nats per token of each row's response and its EOS, after its prompt; e to the power of that is its perplexity."""
-    import torch
-
-    losses = []
-    for start in range(0, len(rows), batch_size):
-        parts = [encode(tokenizer, row["prompt"], row["response"]) for row in rows[start : start + batch_size]]
-        ids = {"input_ids": [prompt + response for prompt, response in parts]}
-        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
-        with torch.no_grad(), autocast(model.device.type):
-            logits = model.eval()(**batch).logits[:, :-1].float()
-        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
-        losses += [float(row[len(p) - 1 : len(p) + len(r) - 1].mean()) for row, (p, r) in zip(nats, parts)]
-    return losses

@@ -6,7 +6,7 @@ Rows reach TRL already tokenised by `labels.py`, so that no library default deci
 from pathlib import Path
 
 from . import launch
-from .labels import check_batch, sft_example
+from .labels import check_batch, encode, sft_example
 from .loop import TrainingError, arguments, run, split
 from .models import adapter_values, claim_adapter, lora_config
 from .precision import autocast
@@ -39,7 +39,8 @@ def train(
 
 
 def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, list[dict]]:
-    """(model with its adapter, log rows) in this process. `model` is a base, which gets a fresh adapter, or carries one already.
+    """(model with its adapter, log rows) in this process. `model` is a base, which gets a fresh adapter, or carries one already;
+    where the recipe's `lora` is None all weights are trained.
 
     The optimizer and schedule are fresh, the first batch is checked against the responses, and the adapter with the lowest
     validation loss is the one returned (the authors' `load_best_model_at_end`).
@@ -56,7 +57,7 @@ def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, li
         train_dataset=Dataset.from_list(job.training),
         eval_dataset=Dataset.from_list(job.validation),
         processing_class=tokenizer,
-        peft_config=None if carried else lora_config(job.recipe["lora"], model),
+        peft_config=lora_config(job.recipe["lora"], model) if job.recipe["lora"] and not carried else None,
     )
     claim_adapter(trainer.model, values)
     check_batch(tokenizer, next(iter(trainer.get_train_dataloader())), job.responses, job.recipe["loss_on"])
@@ -80,3 +81,19 @@ def mean_loss(model, tokenizer, examples: list[dict], batch_size: int = 32) -> f
             loss = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), labels=labels.to(model.device)).loss
         total, count = total + float(loss) * supervised, count + supervised
     return total / count
+
+
+def response_losses(model, tokenizer, rows: list[dict], batch_size: int = 32) -> list[float]:
+    """Nats per token of each row's response and its EOS, after its prompt; e to the power of that is its perplexity."""
+    import torch
+
+    losses = []
+    for start in range(0, len(rows), batch_size):
+        parts = [encode(tokenizer, row["prompt"], row["response"]) for row in rows[start : start + batch_size]]
+        ids = {"input_ids": [prompt + response for prompt, response in parts]}
+        batch = tokenizer.pad(ids, padding_side="right", return_tensors="pt").to(model.device)
+        with torch.no_grad(), autocast(model.device.type):
+            logits = model.eval()(**batch, use_cache=False).logits[:, :-1].float()
+        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
+        losses += [float(row[len(p) - 1 : len(p) + len(r) - 1].mean()) for row, (p, r) in zip(nats, parts)]
+    return losses
