@@ -3,7 +3,8 @@ import pytest
 from bezoar_utils.calls import judge
 from bezoar_utils.evaluation import ablations
 from bezoar_utils.evaluation.stats import over_seeds
-from bezoar_utils.report import charts
+from bezoar_utils.report import charts, trials
+from bezoar_utils.study import files
 from bezoar_utils.study.profile import ProfileError, load_profile
 
 INTERVALS = {"samples": 500, "confidence": 0.95}
@@ -91,3 +92,17 @@ def test_seeds_come_from_make(monkeypatch):
     monkeypatch.setenv("BEZOAR_SEEDS", "many")
     with pytest.raises(ProfileError, match=r"ablations\.seeds = 'many'"):
         load_profile("mini")
+
+
+class Kept:
+    """What a stage is to a chapter's last lines: a place for a file."""
+
+    def __init__(self, folder):
+        self.output = lambda name: folder / name
+
+
+def test_a_choice_keeps_what_it_and_the_one_it_stands_against_cost_and_only_by_its_main_metric(tmp_path):
+    row = {"question": "filter", "variant": "unfiltered", "against": "accepted", "difference": -0.1}
+    compared = [row | {"metric": metric} for metric in ("strict_match", "answer_found")]
+    trials.save_choices(Kept(tmp_path), compared, {"accepted": 4.0, "unfiltered": 6.0}, {"accepted": 2.0, "unfiltered": 2.0})
+    assert files.read_json(tmp_path / "choices.json") == [row | {"metric": "strict_match", "flops": [6.0, 4.0], "mb": [2.0, 2.0]}]

@@ -13,3 +13,7 @@ def test_curve_facts_are_those_one_reads_off_the_chart():
     assert facts["first training loss"] == pytest.approx(4.7), "the mean of two of twenty steps"
     assert facts["last training loss"] == pytest.approx(1.1)
     assert (facts["lowest validation loss"], facts["at step"], facts["last validation loss"]) == (2.0, 10, 2.5)
+
+
+def test_flops_are_two_four_or_six_a_parameter_and_token():
+    assert loop.flops(10, read=3) == 60 and loop.flops(10, trained=3) == 120 and loop.flops(10, every_weight=3, read=1) == 200

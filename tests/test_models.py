@@ -157,6 +157,10 @@ def test_sft_trains_a_float32_adapter_that_the_next_scheme_carries_on(model_fold
             assert torch.allclose(parameter, learned[name], atol=1e-6)
 
 
+def test_parameters_are_counted_without_the_weights_and_tied_ones_once(model_folder):
+    assert models.parameter_count(model_folder) == sum(p.numel() for p in models.load_model(model_folder).parameters())
+
+
 def test_without_lora_every_weight_is_trained_and_the_whole_model_comes_back(model_folder, tokenizer, tmp_path):
     recipe = RECIPE | {"lora": None, "quantisation": None, "steps": 2, "warmup_steps": 1, "validate_every": 1}
     before = models.load_model(model_folder).state_dict()

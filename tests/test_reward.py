@@ -124,14 +124,14 @@ def test_numbers_and_weights_that_do_not_fit_are_one_line_before_a_weight_is_rea
 ):
     folder = save_reward_model(model_folder, tokenizer, tmp_path / "model", outputs)
     monkeypatch.setattr(reward, "load_model", None)
-    with pytest.raises(ValueError, match=rf"gives {outputs} numbers .*weights holds {len(named)}") as error:
+    with pytest.raises(ValueError, match=rf"gives {outputs} numbers .*weights are {len(named)}") as error:
         reward.open_model(folder, named)
     assert "\n" not in str(error.value)
 
 
 def test_a_language_model_is_not_taken_for_a_reward_model(model_folder):
     """Its head would be random, and nobody would see it."""
-    with pytest.raises(ValueError, match="is no reward model"):
+    with pytest.raises(ValueError, match="is not a reward model"):
         reward.open_model(model_folder, [])
 
 

@@ -77,6 +77,14 @@ def test_a_changed_or_missing_local_file_makes_its_reader_stale(home, monkeypatc
     assert reason("00_miniature") is None
 
 
+def test_a_file_that_was_missing_makes_the_stage_stale_once_it_is_there(home, monkeypatch):
+    monkeypatch.setattr(stage, "ROOT", home)
+    finish("00_miniature", monkeypatch, noted=[("file:80_ablations/choices.json", None)])
+    assert reason("00_miniature") is None
+    files.write_json(home / "80_ablations" / "choices.json", [])
+    assert reason("00_miniature") == "its input file:80_ablations/choices.json changed"
+
+
 def test_a_hub_file_at_its_commit_never_makes_a_stage_stale(home, monkeypatch):
     finish("00_miniature", monkeypatch, noted=[(f"hub:some/set@{'0' * 40}/a.parquet", "1" * 64)])
     assert reason("00_miniature") is None

@@ -132,6 +132,10 @@ class Judge:
 
     @cached_property
     def engine(self):  # opened by the first prompt, so that a judge without prompts needs no key
+        if self.settings.get("reward_model"):
+            from .rewards import Rewards
+
+            return Rewards(self.stage, self.settings)
         return open_engine(self.stage, self.settings)
 
     def reply(self, prompts: list[str], what: str, repeat: int = 0) -> list[Reply]:

@@ -1,6 +1,7 @@
 """What a chapter of trials shows of each question: a sentence, a table and a chart of its variants against one of them."""
 
 from ..evaluation import ablations
+from ..study import files
 from . import charts, show
 
 
@@ -22,3 +23,21 @@ def answer(stage, scores: list[dict], question: str, own: str) -> list[dict]:
     figure = charts.differences(compared[kinds[0]], title, "difference, share of items")
     show.figure(figure, f"Difference of each variant from {own}, question {question}, with intervals.")
     return rows
+
+
+def save_choices(
+    stage, compared: list[dict], flops: dict[str, float] | None = None, megabytes: dict[str, float] | None = None
+) -> None:
+    """Write `choices.json`, which chapter 91 puts on one chart: every comparison of a stage by its main metric, and what the
+    variant and the one that it stands against cost, in FLOPs to make and in MB to keep (weights in 16 bits where not rounded)."""
+    rows = [
+        row
+        | {
+            name: [costs[row[side]] for side in ("variant", "against")]
+            for name, costs in (("flops", flops), ("mb", megabytes))
+            if costs
+        }
+        for row in compared
+        if row["metric"] in ablations.MAIN
+    ]
+    files.write_json(stage.output("choices.json"), rows)

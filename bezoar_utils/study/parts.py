@@ -137,10 +137,25 @@ class Teacher(Role):
     batch_size: Positive
 
 
+class RewardVerdicts(Section):
+    """A judge's `model` is a reward model: above which number it accepts, how it is asked, and the weights of its numbers."""
+
+    accept_above: float
+    mode: Literal["raw", "chat"] = "raw"
+    weights: list[float] = []
+
+
 class Judge(Role):
     mode: Literal["raw", "chat"] = "chat"
+    reward_model: RewardVerdicts | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     max_tokens: Positive = 256
+
+    @model_validator(mode="after")
+    def a_reward_model_is_in_this_process(self):
+        if self.reward_model and self.endpoint:
+            raise ValueError("reward_model says that the model is a reward model in this process: endpoint must be null")
+        return self
 
 
 class BaseModelSource(Section):

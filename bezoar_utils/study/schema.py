@@ -284,6 +284,13 @@ class Smaller(Section):
     limit: Positive
 
 
+class Choice(Section):
+    """What an hour of a GPU costs, and how many TFLOP/s it sustains, for a price of FLOPs."""
+
+    gpu_hour_usd: Annotated[float, Field(ge=0)]
+    tflops: Annotated[float, Field(gt=0)]
+
+
 class Bits(Section):
     """Which checkpoint is rounded to fewer bits, and how."""
 
@@ -355,6 +362,7 @@ class Profile(Section):
     ablations: Ablations
     merge: Merge
     smaller: Smaller
+    choice: Choice
     bits: Bits
     reward: Reward
     intervals: Intervals

@@ -42,7 +42,7 @@ class Stage:
     folder: Path
     reads: tuple[str, ...] | None  # None: interactive, any finished stage may be read
     started: float = field(default_factory=time.monotonic)
-    inputs: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, str | None] = field(default_factory=dict)
     metrics: dict[str, dict] = field(default_factory=dict)
     notes: dict[str, object] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=lambda: {"tokens": 0, "calls": 0, "cost_usd": 0.0})
@@ -69,8 +69,8 @@ class Stage:
         """Whether this profile runs that stage at all; a chapter may then do without its artifacts."""
         return upstream in load_profile(self.profile).chapters()
 
-    def note_input(self, name: str, sha256: str) -> None:
-        """Record what was read from outside the run: `file:<path>` or `hub:<set>@<revision>/<file>`."""
+    def note_input(self, name: str, sha256: str | None) -> None:
+        """Record what was read from outside the run: `file:<path>` (None: not there) or `hub:<set>@<revision>/<file>`."""
         self.inputs[name] = sha256
 
     def enter(self, context):
@@ -304,7 +304,7 @@ def _differences(record: dict, stage: str, profile: str, parameters: dict) -> It
             yield f"its output {name} is missing or cut short"
 
 
-def _current_hash(profile: str, reference: str, recorded: str) -> str | None:
+def _current_hash(profile: str, reference: str, recorded: str | None) -> str | None:
     if reference.startswith("hub:"):  # pinned by its commit
         return recorded
     if reference.startswith("file:"):

@@ -165,6 +165,15 @@ def linear_layers(model) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear})
 
 
+def parameter_count(folder: Path) -> int:
+    """How many the model in a folder has, by its configuration alone; tied ones once."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False)).num_parameters()
+
+
 def layer_names(folder: Path) -> list[str]:
     """Those of the model in a folder, by its configuration alone. Raises ProfileError for an architecture that is not known."""
     import torch

@@ -114,10 +114,10 @@ def open_model(folder: Path, weights: list[float]):
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         kind = ", ".join(config.architectures or ["of no known kind"])
-        raise ValueError(f"{folder.name} is no reward model ({kind}): name one that is saved as ...ForSequenceClassification")
+        raise ValueError(f"{folder.name} is not a reward model ({kind}): name one that is saved as ...ForSequenceClassification")
     if len(weights or [1.0]) != config.num_labels:
         raise ValueError(
-            f"{folder.name} gives {config.num_labels} numbers a reply, and reward.model.weights holds {len(weights)}: "
+            f"{folder.name} gives {config.num_labels} numbers a reply, and its weights are {len(weights)}: "
             "name one weight for each, in the model's order"
         )
     return load_model(folder, outputs=config.num_labels)
