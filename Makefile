@@ -169,8 +169,8 @@ export: setup ## CHECKPOINT=50_dpo/OpenBezoar-HH-RLHF-DPO as one GGUF file for l
 	@$(PY) -m bezoar_utils.report.export --profile "$(PROFILE)" --checkpoint "$(CHECKPOINT)" --format "$(FORMAT)" --quant "$(QUANT)"
 
 # --------------------------------------------------------------------------------------------------------------- around it
-lab: setup ## open JupyterLab with the kernel ready
-	@$(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
+lab: setup ## open JupyterLab with the kernel ready; explore.ipynb opens the run of PROFILE
+	@BEZOAR_PROFILE=$(PROFILE) $(PY) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --notebook-dir=. notebooks/
 
 test: setup ## all quick tests (slow, gpu, paid and index ones are skipped and say so)
 	@HF_HUB_OFFLINE=1 $(PY) -m pytest -q -n $(JOBS) --dist loadfile tests

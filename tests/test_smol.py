@@ -19,17 +19,17 @@ pytestmark = pytest.mark.slow
 
 CUT = """
 extends: smol
-teacher: {max_new_tokens: 48}
-lamini: {continued_calls: 6, magpie_calls: 6}
+teacher: {max_new_tokens: 40}
+lamini: {continued_calls: 4, magpie_calls: 4}
 orca: {per_collection: {cot: 3, niv2: 3, t0: 3, flan2021: 3}}
 evol: {seeds_per_category: 1, epochs: 1}
 judge_filter: {repeat_rows: 6}
-sft: {steps: 2, warmup_steps: 1, validate_every: 1}
+sft: {steps: 2, warmup_steps: 1, validate_every: 2}
 pairs: {rows: 10, replies: 3, max_new_tokens: 32}
 hh_sft: {steps: 2, warmup_steps: 1, validate_every: 1}
 dpo: {steps: 2, warmup_steps: 1, validate_every: 1, sampled_prompts: 4, max_new_tokens: 32}
 mt_bench: {max_new_tokens: 16, repeat_rows: 4}
-filter_test: {steps: 2, warmup_steps: 1, validate_every: 1, conditions: [accepted, unfiltered]}
+filter_test: {steps: 2, warmup_steps: 1, validate_every: 2, conditions: [accepted, unfiltered]}
 intervals: {samples: 100}
 """
 
