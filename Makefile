@@ -120,7 +120,7 @@ $(foreach line,$(filter-out $(LEFT_OUT:%=%:%),$(LINES)),$(eval $(call stage_rule
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: about nine minutes more); with SEEDS=3 over three trainings each
-neighbours: setup ## what this paper's neighbours do differently, on the same data (mini: about ten minutes more)
+neighbours: setup ## what this paper's neighbours do differently, on the same data, and every choice against what it costs
 $(APART):
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) $@-stages DAG="$(RECIPE) $(call table,$@)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
