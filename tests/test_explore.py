@@ -119,6 +119,19 @@ def test_the_fate_of_each_row_is_what_the_stage_counted():
     assert {reason: fates.count(reason) for reason in filters.REASONS} == dropped and fates.count("accepted") == len(accepted)
 
 
+def test_a_wish_that_an_evaluation_item_carries_too_is_no_overlap_as_in_the_chapter(monkeypatch):
+    wish = 'Put the whole answer in double quotation marks. Do not use the word "very". Write everything in capital letters.'
+    values = {"evaluation": None, "held_out_column": None, "ngram": 6, "near_duplicate": 0.7}
+    monkeypatch.setattr(explore, "parameters", lambda run, stage: values)
+    monkeypatch.setattr(explore.benchmarks, "open_tasks", lambda evaluation, run: [])
+    monkeypatch.setattr(explore.benchmarks, "task_items", lambda tasks: {"following": [{"text": f"Name a river of Asia. {wish}"}]})
+    monkeypatch.setattr(explore, "two_turn_questions", lambda run: [{"turns": [f"Name a lake in the far north. {wish}"]}])
+    rules = explore.filter_rules(None)
+    assert explore.fate(row(0, f"Say sorry to a friend. {wish}"), [row(0, f"Say sorry to a friend. {wish}")], **rules) == "accepted"
+    same = row(0, "Name a lake in the far north.")
+    assert explore.fate(same, [same], **rules) == "overlaps_evaluation"
+
+
 def test_a_row_is_tokenised_as_training_sees_it(tokenizer):
     recipe = {"max_length": 256, "loss_on": "completion"}
     batch = explore.batch_of(tokenizer, row(0, "Who?"), recipe)
