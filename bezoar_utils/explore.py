@@ -126,7 +126,7 @@ def filter_rules(run: Stage) -> dict:
     column = values["held_out_column"]
     return {
         "evaluation": filters.EvaluationIndex(texts, values["ngram"]),
-        "held_out": {item[column] for items in tasks.values() for item in items} if column else set(),
+        "held_out": filters.word_forms({item[column] for items in tasks.values() for item in items}) if column else set(),
         "near_duplicate": values["near_duplicate"],
     }
 
