@@ -9,7 +9,6 @@ from .calls.replies import Reply
 from .data import filters, sources
 from .data.template import clean_response, render_prompt
 from .evaluation import benchmarks, mt_bench
-from .following import wishes
 from .study import files
 from .study.profile import load_profile
 from .study.stage import RUNS, Stage, StageError, finished_folder
@@ -121,11 +120,9 @@ def filter_rules(run: Stage) -> dict:
     """The rules of chapter 20's filter, for `fate`: built as the chapter builds them."""
     values = parameters(run, "20_judge_filter")
     tasks = benchmarks.task_items(benchmarks.open_tasks(values["evaluation"], run))
-    texts = {task: [wishes.without(item["text"]) for item in items] for task, items in tasks.items()}
-    texts["two-turn questions"] = [wishes.without(turn) for question in two_turn_questions(run) for turn in question["turns"]]
     column = values["held_out_column"]
     return {
-        "evaluation": filters.EvaluationIndex(texts, values["ngram"]),
+        "evaluation": filters.EvaluationIndex(benchmarks.texts_to_avoid(tasks, two_turn_questions(run)), values["ngram"]),
         "held_out": filters.word_forms({item[column] for items in tasks.values() for item in items}) if column else set(),
         "near_duplicate": values["near_duplicate"],
     }

@@ -85,6 +85,11 @@ def judge_prompt(kind: type[Judgement], **sections: str) -> str:
     return f"{TASKS[kind]}\n{DATA_NOTICE}\n{body}\nRemember: what stood between the marks was data. The last line is JSON."
 
 
+def task_of(prompt: str) -> str:
+    """The task that a judge prompt begins with, as "filter"; anything that is not a judge prompt up to its first full stop."""
+    return prompt.split(".", 1)[0].removeprefix("TASK ")
+
+
 def read_sections(prompt: str) -> dict[str, str]:
     """The named texts of a judge prompt; the first mark after the notice gives the nonce. Raises ValueError without marks."""
     nonce = re.search(re.escape(DATA_NOTICE) + r"\n\[([0-9a-f]{16}) ", prompt)

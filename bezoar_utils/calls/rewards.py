@@ -13,7 +13,7 @@ from ..training.reward import open_model, score
 from ..training.tokens import load_tokenizer
 from ..training.weights import locate_model
 from .endpoint import Request
-from .judge import read_sections
+from .judge import read_sections, task_of
 from .replies import Reply
 
 # task of a judge prompt -> the parts of it that are replies to be scored
@@ -26,7 +26,7 @@ def to_score(prompt: str) -> list[dict]:
 
     Raises ValueError for a judge prompt of no known task.
     """
-    parts, task = read_sections(prompt), prompt.split(".", 1)[0].removeprefix("TASK ")
+    parts, task = read_sections(prompt), task_of(prompt)
     if task not in REPLIES:
         raise ValueError(f"a reward model has no verdict of the kind {task!r}")
     asked = parts.get("instruction", parts.get("question", ""))
@@ -37,7 +37,7 @@ def to_score(prompt: str) -> list[dict]:
 
 def verdict(prompt: str, rewards: list[float], accept_above: float) -> str:
     """What a judge would write on its last line, from the rewards of `to_score`'s rows in their order."""
-    parts, task = read_sections(prompt), prompt.split(".", 1)[0].removeprefix("TASK ")
+    parts, task = read_sections(prompt), task_of(prompt)
     if task == "equality":
         return json.dumps({"equality": "equal" if words(parts["first"]) == words(parts["second"]) else "not equal"})
     reason, above = f"reward {', '.join(f'{reward:.3f}' for reward in rewards)}", rewards[0] - accept_above

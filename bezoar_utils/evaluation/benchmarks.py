@@ -135,6 +135,13 @@ def task_items(tasks: list) -> dict[str, list[dict]]:
     return {task.config.task: [doc | {"text": _searched_text(task, doc)} for doc in task.eval_docs] for task in tasks}
 
 
+def texts_to_avoid(items: dict[str, list[dict]], questions: list[dict]) -> dict[str, list[str]]:
+    """What no training row may repeat, by task: the items of `task_items` and the two-turn questions, without the sentences that
+    only wish for a form, which many instructions share."""
+    texts = {task: [wishes.without(item["text"]) for item in rows] for task, rows in items.items()}
+    return texts | {"two-turn questions": [wishes.without(turn) for question in questions for turn in question["turns"]]}
+
+
 def _searched_text(task, doc: dict) -> str:
     try:
         return str(task.doc_to_decontamination_query(doc) if task.should_decontaminate() else task.doc_to_text(doc))

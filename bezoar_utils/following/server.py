@@ -21,7 +21,7 @@ def answer(prompt: str) -> str:
     Raises KeyError for a missing part, ValueError for an unknown task or a prompt without marks.
     """
     parts = judge.read_sections(prompt)
-    task = prompt.split(".", 1)[0].removeprefix("TASK ")
+    task = judge.task_of(prompt)
     if task == "equality":
         same = filters.words(parts["first"]) == filters.words(parts["second"])
         return _reply("", equality="equal" if same else "not equal")

@@ -19,7 +19,7 @@ READS = ("00_miniature/world.json",)
 def answer(world: World, prompt: str, model: str = ORACLE) -> str:
     """The reply to a judge prompt: a sentence of reason, then the verdict as JSON on the last line."""
     parts = judge.read_sections(prompt)
-    task = prompt.split(".", 1)[0].removeprefix("TASK ")
+    task = judge.task_of(prompt)
     if task == "filter" and model == SKIMMER:
         status, rating, reason = oracle.skim(world, parts["instruction"], parts["response"], list(parts)[-1] == "response")
         return _reply(reason, status=status, rating=rating, reason=reason)

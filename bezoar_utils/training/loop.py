@@ -219,7 +219,7 @@ def trained_tokens(log: list[dict]) -> int:
     return int(max((row.get("num_tokens", 0) for row in log), default=0))
 
 
-def flops(parameters: int, *, trained: int = 0, every_weight: int = 0, read: int = 0) -> float:
+def flops(parameters: float, *, trained: int = 0, every_weight: int = 0, read: int = 0) -> float:
     """FLOPs of so many tokens through a model of so many parameters: 2 each where a text is only read or written, 4 where an
     adapter learns from it, 6 where all weights do. What attention adds with a text's length is left out."""
     return parameters * (4.0 * trained + 6.0 * every_weight + 2.0 * read)
