@@ -144,7 +144,7 @@ reference: setup ## make this profile's report the committed one, and put its nu
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --reference
 
 plan: setup ## what would run and why; calls, tokens, cost, GPU memory and time, before anything is spent; why it cannot work
-	@$(STUDY) plan $(FOR)
+	@$(STUDY) plan --profile $(PROFILE) --dag "$(LINES)"
 
 doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys, hub, endpoints
 	@$(PY) -m bezoar_utils.planning.doctor $(PROFILE)

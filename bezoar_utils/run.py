@@ -66,8 +66,11 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
             print(f"  {stage:18} run    {time_needed:14} {reasons[stage]}")
         else:
             print(f"  {stage:18} fresh")
-    total = sum(expected_seconds(profile_name, s) or 0 for s in reasons)
-    print(f"{len(reasons)} of {len(dag)} stages would run" + (f", about {clock(total)} of work" if total else ""))
+    for target in dict.fromkeys(STAGES[stage].target for stage in dag):
+        stages = [stage for stage in dag if STAGES[stage].target == target]
+        total = sum(expected_seconds(profile_name, s) or 0 for s in stages if s in reasons)
+        work = f", about {clock(total)} of work" if total else ""
+        print(f"make {target}: {len([s for s in stages if s in reasons])} of {len(stages)} stages would run{work}")
     print(
         "\n".join(
             [
@@ -328,7 +331,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.command == "stale":
             profile = load_profile(options.profile)
             first_run = not any((RUNS / options.profile / s).exists() for s in dag)
-            preflight.require_possible(profile, first_run)
+            targets = {"reproduce", *(STAGES[stage].target for stage in dag)}  # what no target here runs may lack what it needs
+            asked = [stage for stage in profile.chapters() if STAGES[stage].target in targets]
+            preflight.require_possible(profile.model_copy(update={"stages": asked}), first_run)
             require_precision(profile)
             stale = stale_stages(options.profile, profile, dag)
             if first_run:

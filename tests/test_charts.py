@@ -60,6 +60,12 @@ def test_a_scatter_keeps_the_order_of_its_points_and_their_names_and_intervals()
     assert numbers_of(figure) == rows
 
 
+def test_a_mark_on_a_scatter_is_a_place_on_its_scale_without_a_height():
+    figure = charts.scatter({"ours": [{"x": 10, "y": 0.5}]}, "T", "FLOPs", "share", log=True, marks={"theirs": 1e22})
+    assert [row[1:3] for row in numbers_of(figure)] == [("ours", 10), ("theirs", 1e22)]
+    assert figure.axes[0].get_xlim()[1] > 1e22
+
+
 def test_lines_keep_their_points_and_a_single_point_is_a_level_drawn_all_along():
     values = {"share": {"all": [(2, 0.5, 0.4, 0.6)], "gptq": [(2, 0.1, 0.0, 0.2), (8, 0.5, 0.4, 0.6)]}}
     values["loss"] = {"gptq": [(2, 9.0, 8.0, 10.0)]}

@@ -118,6 +118,17 @@ def test_the_miniature_needs_no_gpu_no_key_and_no_hub(capsys):
     assert "served by the study itself" in lines and "hub" not in lines
 
 
+def test_a_judge_that_only_chapters_beside_the_recipe_ask_is_not_missing_for_it(monkeypatch, use_hub):
+    use_hub(NOWHERE)
+    released = load_profile("released")
+    assert doctor.called_roles(released) == {} and doctor.keys(released) == ("ok", "none needed")
+    found = {what: (state, detail) for state, what, detail in doctor.examine(released)}
+    state, detail = found["prometheus-7b-v2.0 at http://127.0.0.1:8000/v1"]
+    assert state == "note" and detail.endswith("(only make ablations and make neighbours ask it)")
+    _, address = next(iter(doctor.called_roles(load_profile("checkpoints"))))
+    assert address == "http://127.0.0.1:8000/v1", "where the recipe asks it, it is needed"
+
+
 def test_a_key_that_is_not_set_is_named(monkeypatch):
     monkeypatch.delenv("JUDGE_API_KEY", raising=False)
     state, detail = doctor.keys(load_profile("paper"))

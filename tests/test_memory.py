@@ -129,6 +129,31 @@ def test_a_dpo_step_holds_chosen_and_rejected_rows():
     assert rows["50_dpo", "training"]["activations"] == 2 * rows["40_hh_sft", "training"]["activations"]
 
 
+def test_a_chapter_beside_the_recipe_holds_what_the_trainings_hold_that_it_repeats():
+    released = load_profile("released")
+    rows = moments(released)
+    assert rows["80_ablations", "training"]["all"] == rows["81_reward", "training"]["all"] == rows["50_dpo", "training"]["all"]
+    assert rows["82_merge", "training"]["all"] == rows["30_sft", "training"]["all"]
+    whole = 4 * memory.parameters(OPENLLAMA)
+    # half of it from the start: weights, gradients and two 8-bit moments of each value
+    start = rows["84_smaller", "from the start"]
+    assert (start["weights"], start["adapter"]) == (whole / 2, 6 / 4 * whole / 2)
+    assert rows["83_bits", "rounding"]["weights"] == whole
+    plain = released.sft.model_copy(update={"optimizer": "adamw_torch"})
+    lines = memory.too_large(released.model_copy(update={"sft": plain}), {})
+    assert [line.split()[0] for line in lines] == ["84_smaller"] and "from the start needs" in lines[0]
+
+
+def test_hours_beside_the_recipe_are_those_of_its_trainings():
+    released = load_profile("released")
+    hours, merge = memory.stage_hours(released), released.merge
+    tokens = 8 * merge.steps * 16 * 350  # eight trainings' worth, 16 rows a step, 350 tokens a row
+    assert hours["82_merge"] == pytest.approx(3 * tokens * 2 * 3_426_473_600 / (165.2e12 * 0.3) / 3600)
+    thrice = released.model_copy(update={"merge": merge.model_copy(update={"seeds": 3})})
+    assert memory.stage_hours(thrice)["82_merge"] == pytest.approx(3 * hours["82_merge"])
+    assert any("make neighbours" in line and "make reproduce" in line for line in plan.gpu_lines(released))
+
+
 def test_all_is_the_sum_of_its_parts():
     for row in moments(load_profile("consumer")).values():
         parts = sum(row[part] for part in ("weights", "adapter", "activations", "logits", "beside"))

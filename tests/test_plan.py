@@ -64,7 +64,16 @@ def test_no_more_answers_are_graded_again_than_there_are():
 
 def test_stages_a_profile_does_not_run_make_no_calls(paid):
     assert {row["stage"] for row in plan.expected_calls(paid)} == {"10_lamini", "20_judge_filter"}
-    assert plan.expected_calls(load_profile("released")) == []
+    assert "20_judge_filter" not in {row["stage"] for row in plan.expected_calls(load_profile("released"))}
+
+
+def test_the_chapters_beside_the_recipe_ask_the_judge_of_each_models_replies():
+    mini = load_profile("mini")
+    calls = {row["stage"]: row["calls"] for row in plan.expected_calls(mini)}
+    # HH-SFT, SFT, DPO from both, four other methods, two rates; with 81's eight: 160 replies each
+    assert (calls["80_ablations"], calls["81_reward"]) == (10 * 160, 8 * 160)
+    twice = mini.model_copy(update={"reward": mini.reward.model_copy(update={"seeds": 2})})
+    assert {row["stage"]: row["calls"] for row in plan.expected_calls(twice)}["81_reward"] == 2 * 8 * 160
 
 
 @pytest.mark.parametrize(("budget", "words"), [(0.0, "budget_usd is 0"), (0.5, "stops"), (3.0, "covers the worst case")])

@@ -59,6 +59,7 @@ def test_paper_says_how_to_be_paid_and_then_passes(profile):
         ("lora: {target_modules: [q_proj, k_porj]}", ("lora.target_modules", "k_porj", "did you mean k_proj", "o_proj")),
         ("plan: {gpu: {memory_gib: 16.0}}", ("30_sft", "16 GiB", "plan.gpu", "merged beside needs 21.5")),
         ("dpo: {sampled_prompts: 200}", ("50_dpo", "24 GiB", "plan.gpu")),
+        ("stages: [81_reward]\nreward: {model: {model: my/rewards, licence: mine}}", ("reward.model: my/rewards", "commit hash")),
     ],
 )
 def test_what_cannot_work_is_one_line_with_the_key(profile, text, words):
@@ -163,6 +164,24 @@ def test_a_layer_that_a_local_base_lacks_is_found_before_anything_runs(profile, 
     mine = profile(f"base_model: {base}\nlora: {{target_modules: [q_proj]}}", extends="mini")
     assert any("q_proj; there are dense" in line and "query_key_value" in line for line in preflight.impossible(mine))
     assert preflight.impossible(profile(f"base_model: {base}\nlora: {{target_modules: [query_key_value]}}", extends="mini")) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "asked", "words"),
+    [
+        ({"architectures": ["LlamaForSequenceClassification"], "num_labels": 5}, "", "gives 5 numbers a reply"),
+        ({"architectures": ["LlamaForCausalLM"]}, "weights: [1.0]", "own is not a reward model (LlamaForCausalLM)"),
+    ],
+)
+@pytest.mark.parametrize("place", ["reward.model", "judge"])
+def test_what_is_no_reward_model_is_found_before_anything_runs(profile, local, place, config, asked, words):
+    if "num_labels" in config:  # transformers keeps the number as labels
+        config = config | {"id2label": {str(n): str(n) for n in range(config["num_labels"])}}
+    own = local(config={"model_type": "llama"} | config)
+    text = f"reward: {{model: {own[:-1]}, {asked}}}}}" if place == "reward.model" else ""
+    text = text or f"judge: {{model: own, endpoint: null, mode: raw, reward_model: {{accept_above: 0.0, {asked}}}}}"
+    (reason,) = preflight.impossible(profile(text.replace(", }", "}"), extends="mini"))
+    assert reason.startswith(f"{place}: ") and words in reason
 
 
 def test_a_base_with_a_chat_template_is_noted_and_not_refused(profile, local):

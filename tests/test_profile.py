@@ -337,3 +337,24 @@ def test_examples_for_what_may_be_a_task_within_a_group_are_left_to_the_plan(fol
 def test_a_profile_in_utf_16_as_windows_saves_it_is_read(folder):
     (folder / "mine.yaml").write_bytes((PROFILES / "mini.yaml").read_text(encoding="utf-8").encode("utf-16"))
     assert load_profile("mine", folder) == load_profile("mini")
+
+
+def test_seeds_on_the_command_line_count_for_every_chapter_that_trains_more_than_once(monkeypatch):
+    monkeypatch.setenv("BEZOAR_SEEDS", "3")
+    mini = load_profile("mini")
+    assert {mini.ablations.seeds, mini.reward.seeds, mini.merge.seeds, mini.smaller.seeds} == {3}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("reward: {round_steps: 5}", "reward.round_steps=5 must be above dpo.warmup_steps=5"),
+        ("merge: {steps: 10}", "merge.steps=10 must be above sft.warmup_steps=10"),
+    ],
+)
+def test_a_comparison_that_its_warmup_would_outlast_is_refused_where_its_chapter_runs(folder, change, said):
+    write(folder, "mine", f"extends: mini\n{change}\n")
+    with pytest.raises(ProfileError, match=re.escape(said)):
+        load_profile("mine", folder)
+    write(folder, "mine", f"extends: mini\nstages: [00_miniature]\n{change}\n")
+    load_profile("mine", folder)

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ import yaml
 from bezoar_utils.calls import judge, local_server
 from bezoar_utils.calls.judge import parse_verdict
 from bezoar_utils.data import sources
+from bezoar_utils.rehearsal import __main__ as rehearsal
 from bezoar_utils.rehearsal import fake_endpoints, fake_hub_files, hub, rows, shrink, summary
 from bezoar_utils.rehearsal import models as stand_ins
 from bezoar_utils.rehearsal.__main__ import clear_run, environment, main, needs_stand_ins
@@ -21,7 +23,8 @@ from bezoar_utils.report import compare, pages
 from bezoar_utils.schemes import lamini
 from bezoar_utils.study import files, stage
 from bezoar_utils.study.profile import CODE, PROFILES, REHEARSAL, Profile, ProfileError, load_profile, stage_parameters
-from bezoar_utils.training import models, tokens, weights
+from bezoar_utils.study.stages import TARGETS
+from bezoar_utils.training import models, reward, tokens, weights
 
 ADDRESS = "http://127.0.0.1:9/v1"
 FULL_SIZE = [p.stem for p in sorted(PROFILES.glob("*.yaml")) if needs_stand_ins(load_profile(p.stem))]
@@ -29,7 +32,7 @@ LLAMA = "openlm-research/open_llama_3b_v2"
 WORK = (
     "steps epochs warmup_steps validate_every log_every limit offline example_guided_calls topic_guided_calls cot niv2 t0 flan2021 "
     "seeds_per_category repeat_rows sampled_prompts budget_usd base_url dpo_steps tasks config_file processes prompts replies "
-    "filter_steps round_steps continued_calls magpie_calls rows budget recovery_steps calibration_rows held_back_rows"
+    "filter_steps round_steps continued_calls magpie_calls rows budget recovery_steps calibration_rows held_back_rows task"
 ).split()
 
 
@@ -209,6 +212,28 @@ def test_a_local_teachers_stand_in_writes_lists_that_parse(tmp_path):
         models.load_model(folder), tokens.load_tokenizer(folder), [prompt], seed=1, max_new_tokens=128, temperature=0.8
     )
     assert len(lamini.parse_instructions(texts[0])) >= 2
+
+
+def test_a_reward_model_on_the_hub_has_a_stand_in_that_gives_as_many_numbers(tmp_path):
+    own = {"model": "somebody/rewards", "revision": "1" * 40, "licence": "MIT", "weights": [0.5, 0.5]}
+    values = load_profile("released").model_dump(mode="json")
+    profile = Profile.model_validate(values | {"reward": values["reward"] | {"model": own}})
+    fake_hub_files.build(profile, tmp_path)
+    folder = weights.safe_weights(tmp_path / "models" / "somebody" / "rewards", tmp_path / "converted")
+    model = reward.open_model(folder, own["weights"])
+    rewards, _ = reward.score(model, tokens.load_tokenizer(folder), [{"prompt": "a", "reply": "b"}], weights=own["weights"])
+    assert len(rewards) == 1
+
+
+def test_the_chapters_beside_the_recipe_are_rehearsed_where_a_profile_runs_them(monkeypatch):
+    commands = []
+    monkeypatch.setattr(rehearsal.subprocess, "run", lambda command, **_: commands.append(command) or SimpleNamespace(returncode=0))
+    monkeypatch.setattr(rehearsal.summary, "write", lambda *_, **__: None)
+    monkeypatch.setattr(rehearsal.fake_hub_files, "build", lambda *_: None)
+    for name in ("released", "checkpoints"):
+        rehearsal.rehearse(name, "1", None)
+    targets = [[word for word in command if word in TARGETS] for command in commands]
+    assert targets == [["reproduce", "ablations", "neighbours"], ["reproduce"]]
 
 
 def test_a_model_of_unknown_architecture_gets_a_llama_and_the_account_says_so():

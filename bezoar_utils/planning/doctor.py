@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from ..calls.attempts import through_proxies
 from ..study.pace import expected_seconds
 from ..study.profile import CODE, ROOT, STAGES, Profile, ProfileError, load_profile
+from ..study.stages import TARGETS
 from ..training import precision
 from ..training.weights import in_repository
 from . import plan
@@ -131,9 +132,9 @@ def keys(profile: Profile) -> tuple[str, str]:
     return OK, f"{', '.join(names)} set" if names else "none needed"
 
 
-def called_roles(profile: Profile) -> dict[tuple[str, str], object]:
-    """(model, address) -> the teacher or judge called there, each once; of a list of equal servers every one."""
-    models = {row["model"] for row in plan.expected_calls(profile)}
+def called_roles(profile: Profile, targets: tuple[str, ...] = ("reproduce",)) -> dict[tuple[str, str], object]:
+    """(model, address) -> the teacher or judge that these make targets call there, each once; of equal servers every one."""
+    models = {row["model"] for row in plan.expected_calls(profile) if STAGES[row["stage"]].target in targets}
     roles = [role for role in profile.model_roles().values() if role.endpoint and role.model in models]
     return {(role.model, address): role for role in roles for address in _addresses(role.endpoint)}
 
@@ -165,6 +166,12 @@ def endpoint(role, address: str) -> tuple[str, str]:
     if role.model in models:
         return OK, "answers and lists the model"
     return MISSING, f"answers, but lists {', '.join(models[:5]) or 'nothing'}: give the server's name for it as model"
+
+
+def beside(role, address: str) -> tuple[str, str]:
+    """As `endpoint`, of one that only chapters beside the recipe ask: what it lacks does not stop `make reproduce`."""
+    state, detail = endpoint(role, address)
+    return (NOTE if state == MISSING else state), f"{detail} (only make {' and make '.join(TARGETS[1:])} ask it)"
 
 
 def hub_files(profile: Profile) -> dict[str, str]:
@@ -213,8 +220,9 @@ def examine(profile: Profile) -> list[tuple[str, str, str]]:
     machine = {"processor": processor, "arithmetic": arithmetic, "Python": python_version, "packages": packages}
     machine |= {"GPU": gpu, "CUDA": cuda_build, "disk": disk, "keys": keys}
     checks = {what: (check, profile) for what, check in machine.items()}
-    roles = called_roles(profile).items()
-    checks |= {f"{model} at {address}": (partial(endpoint, role), address) for (model, address), role in roles}
+    needed, roles = called_roles(profile), called_roles(profile, TARGETS)
+    for key, role in roles.items():
+        checks[" at ".join(key)] = (partial(endpoint if key in needed else beside, role), key[1])
     checks |= {what: (on_the_hub, url) for what, url in hub_files(profile).items()}
     return [(state, what, detail) for what, (state, detail) in all_at_once(checks).items()]
 

@@ -7,7 +7,7 @@ and saved activations against real models on a CPU. Nothing was measured on a GP
 
 import math
 
-from ..study.schema import Benchmarks, Dpo, FilterTest, HhSft, MtBench, Profile, Recipe, Sft
+from ..study.schema import Benchmarks, Bits, Dpo, FilterTest, HhSft, MtBench, Profile, Recipe, Reward, Sft, Smaller
 from ..study.stages import STAGES, names
 from ..training.generation import KEPT_BYTES, rows_at_once
 
@@ -92,13 +92,24 @@ def stage_memory(profile: Profile, roles: dict[str, list[str]]) -> list[dict]:
         return []
     rows = []
     for stage in profile.chapters():
-        section = getattr(profile, STAGES[stage].section)
-        moments = {name: parts(profile, stage) for name, (kinds, parts) in MOMENTS.items() if isinstance(section, kinds)}
+        moments: dict[str, dict[str, float]] = {}
+        for section in _sections(profile, stage):
+            for name, (kinds, parts) in MOMENTS.items():
+                if isinstance(section, kinds):
+                    moments[name] = max(moments.get(name, {}), parts(profile, section), key=lambda found: sum(found.values()))
         beside = sum(_served_bytes(profile, role) for role in roles.get(stage, ()))
         if beside and not moments:
             moments = {"served": {}}
         rows += [_memory_row(stage, name, parts, beside) for name, parts in moments.items()]
     return rows
+
+
+def _sections(profile: Profile, stage: str) -> list:
+    """The parts of the profile that say how much a stage holds: its own, and beside the recipe those that it trains adapters by."""
+    row = STAGES[stage]
+    apart = row.target != "reproduce" and "trains" in row.does and "quantisation" in row.shared
+    shared = row.shared if apart else ()
+    return [getattr(profile, name) for name in (row.section, *shared)]
 
 
 def _memory_row(stage: str, moment: str, parts: dict[str, float], beside: float) -> dict:
@@ -107,37 +118,53 @@ def _memory_row(stage: str, moment: str, parts: dict[str, float], beside: float)
     return {"stage": stage, "moment": moment, **parts, "beside": beside, "all": sum(parts.values()) + beside + context}
 
 
-def _training(profile: Profile, stage: str) -> dict[str, float]:
-    base, (recipe, sequences, copies) = profile.plan.base, _recipe(profile, stage)
+def _training(profile: Profile, recipe: Recipe) -> dict[str, float]:
+    base, (sequences, copies) = profile.plan.base, _held(recipe)
     tokens = recipe.batch_size * sequences * recipe.max_length
     blocks = base.layers * saved_bytes(base, profile.lora)
     if recipe.gradient_checkpointing:
         blocks = base.layers * 4 * base.hidden + saved_bytes(base, profile.lora)
-    optimizer = 2 if recipe.optimizer == "paged_adamw_8bit" else 8
-    every_weight = 20 * parameters(base) if getattr(recipe, "method", "") == "tr_dpo" else 0
     return {
-        "weights": copies * _four_bit(profile) + every_weight,
-        "adapter": adapter_values(base, profile.lora) * (4 + 4 + optimizer),
+        "weights": copies * _four_bit(profile),
+        "adapter": adapter_values(base, profile.lora) * (4 + 4 + _optimizer_bytes(recipe)),
         "activations": tokens * (blocks + working_bytes(base)),
         "logits": 2 * base.vocabulary * base.hidden + HEAD_TILE + 8 * tokens * base.hidden,
     }
 
 
-def _validation(profile: Profile, stage: str) -> dict[str, float]:
+def _validation(profile: Profile, recipe: Recipe) -> dict[str, float]:
     """As in training, but nothing is saved for a backward pass."""
-    recipe, sequences, copies = _recipe(profile, stage)
+    sequences, copies = _held(recipe)
     tokens = VALIDATION_ROWS * sequences * recipe.max_length
     weights = {"weights": copies * _four_bit(profile), "activations": tokens * working_bytes(profile.plan.base)}
-    return _training(profile, stage) | weights
+    return _training(profile, recipe) | weights
 
 
-def _loss(profile: Profile, stage: str) -> dict[str, float]:
-    tokens = COMPARED_TEXTS * _recipe(profile, stage)[0].max_length
+def _from_the_start(profile: Profile, smaller: Smaller) -> dict[str, float]:
+    """A cut of the model whose every weight is trained: chapter 84, as `sft` says. Its recovery with an adapter holds less."""
+    whole = _training(profile, profile.sft)
+    values = smaller.at_most * parameters(profile.plan.base)
+    return whole | {"weights": 4 * values, "adapter": (4 + _optimizer_bytes(profile.sft)) * values}
+
+
+def _optimizer_bytes(recipe: Recipe) -> int:
+    """A trained value."""
+    return 2 if recipe.optimizer == "paged_adamw_8bit" else 8
+
+
+def _rounding(profile: Profile, _) -> dict[str, float]:
+    """Chapter 83: the float model, and of its widest layer what the texts say, its inverse and two factors."""
+    base = profile.plan.base
+    return {"weights": 4 * parameters(base), "activations": 4 * 4 * base.intermediate**2}
+
+
+def _loss(profile: Profile, recipe: Recipe) -> dict[str, float]:
+    tokens = COMPARED_TEXTS * recipe.max_length
     return {"weights": _four_bit(profile), "logits": 10 * tokens * profile.plan.base.vocabulary}
 
 
-def _merged(profile: Profile, stage: str) -> dict[str, float]:
-    base, tokens = profile.plan.base, COMPARED_TEXTS * _recipe(profile, stage)[0].max_length
+def _merged(profile: Profile, recipe: Recipe) -> dict[str, float]:
+    base, tokens = profile.plan.base, COMPARED_TEXTS * recipe.max_length
     activations = max(tokens * working_bytes(base), 4 * tokens * base.vocabulary)
     return {"weights": 4 * parameters(base) + _four_bit(profile), "activations": activations}
 
@@ -159,7 +186,9 @@ MOMENTS = {
     "validation": (Recipe, _validation),
     "loss a scheme": (Sft, _loss),
     "merged beside": (Sft | HhSft | Dpo, _merged),
-    "a request batch": (Benchmarks, _request_batch),
+    "from the start": (Smaller, _from_the_start),
+    "rounding": (Bits, _rounding),
+    "a request batch": (Benchmarks | Bits | Smaller, _request_batch),
     "answering": (MtBench, _answering),
 }
 
@@ -169,16 +198,16 @@ def _four_bit(profile: Profile) -> float:
     return four_bit_bytes(base, quantisation.double) if quantisation else 4 * parameters(base)
 
 
-def _recipe(profile: Profile, stage: str) -> tuple[Recipe, int, int]:
-    """(recipe, sequences a row, 4-bit copies) of a training stage. SFT keeps the last scheme's model until the next is trained, and
-    so does the filter's test; DPO reads two replies a pair."""
-    recipe = getattr(profile, STAGES[stage].section)
-    return recipe, 2 if isinstance(recipe, Dpo) else 1, 2 if isinstance(recipe, Sft | FilterTest) else 1
+def _held(recipe: Recipe) -> tuple[int, int]:
+    """(sequences a row, 4-bit copies) of a training. SFT keeps the last scheme's model until the next is trained, and so does the
+    filter's test; DPO and a reward model read two replies a pair."""
+    return 2 if isinstance(recipe, Dpo | Reward) else 1, 2 if isinstance(recipe, Sft | FilterTest) else 1
 
 
-def _trainings(profile: Profile) -> list[str]:
-    """The stages of `make reproduce` that train an adapter by a recipe, of those that this profile runs."""
-    return [stage for stage in names("trains") if stage in profile.chapters() and isinstance(_recipe(profile, stage)[0], Recipe)]
+def _trainings(profile: Profile) -> dict[str, Recipe]:
+    """stage -> recipe, of the stages of `make reproduce` that train an adapter by one, of those that this profile runs."""
+    recipes = {stage: getattr(profile, STAGES[stage].section) for stage in names("trains") if stage in profile.chapters()}
+    return {stage: recipe for stage, recipe in recipes.items() if isinstance(recipe, Recipe)}
 
 
 def _served_bytes(profile: Profile, role: str) -> float:
@@ -217,7 +246,9 @@ def stage_hours(profile: Profile) -> dict[str, float]:
         return {}
     gpu, work, stages = profile.plan.gpu, profile.plan.work, profile.chapters()
     n, flops_an_hour = parameters(profile.plan.base), gpu.tflops * 1e12 * gpu.share * 3600
-    hours = {stage: _training_passes(profile, stage) * 2 * n / flops_an_hour for stage in _trainings(profile)}
+    passes = {stage: _training_passes(profile, stage, recipe) for stage, recipe in _trainings(profile).items()}
+    passes |= {stage: found for stage, found in _passes_apart(profile).items() if stage in stages}
+    hours = {stage: found * 2 * n / flops_an_hour for stage, found in passes.items()}
     if "50_dpo" in hours:
         dpo = profile.dpo
         hours["50_dpo"] += 2 * _answer_hours(profile, dpo.sampled_prompts, dpo.max_new_tokens, work.tokens_per_row["50_dpo"])
@@ -229,9 +260,9 @@ def stage_hours(profile: Profile) -> dict[str, float]:
     return hours
 
 
-def _training_passes(profile: Profile, stage: str) -> float:
+def _training_passes(profile: Profile, stage: str, recipe: Recipe) -> float:
     """Tokens through the model, each as often as it costs 2 N FLOPs."""
-    recipe, sequences, _ = _recipe(profile, stage)
+    sequences, _ = _held(recipe)
     work, step = profile.plan.work, recipe.batch_size * recipe.accumulation
     rows, schemes = (work.sft_rows, len(profile.sft.order)) if isinstance(recipe, Sft | FilterTest) else (recipe.rows, 1)
     steps = recipe.steps * schemes if recipe.steps else rows * (1 - recipe.validation_share) * recipe.epochs / step
@@ -239,6 +270,32 @@ def _training_passes(profile: Profile, stage: str) -> float:
     referred = rows if isinstance(recipe, Dpo) else 0
     passes = (3 if recipe.gradient_checkpointing else 2) * steps * step + validated + referred
     return passes * work.tokens_per_row.get(stage, recipe.max_length) * sequences
+
+
+def _passes_apart(profile: Profile) -> dict[str, float]:
+    """As `_training_passes`, of the chapters beside the recipe: their trainings alone, validations and searches not included."""
+    tests, reward, merge, smaller = profile.ablations, profile.reward, profile.merge, profile.smaller
+    filtered, preferred = 12 + len(tests.ranks), 2 + len(tests.methods) + len(tests.dpo_rates)  # trainings of chapter 80
+    steps: dict[str, list[tuple[Recipe, int]]] = {
+        "80_ablations": [(profile.filter_test, filtered * tests.steps), (profile.dpo, preferred * tests.dpo_steps)],
+        # the reward model; three choices of rows; nine trainings on pairs, of one to three rounds' steps
+        "81_reward": [
+            (reward, reward.steps or 0),
+            (profile.filter_test, 3 * reward.filter_steps),
+            (profile.dpo, 15 * reward.round_steps),
+        ],
+        "82_merge": [(profile.sft, 8 * merge.steps)],  # three alone, of which one is carried on twice, and three mixed
+        "84_smaller": [(profile.sft, 2 * smaller.recovery_steps)],  # recovered, and about as many FLOPs from the start
+    }
+    seeds = {"80_ablations": tests.seeds, "81_reward": reward.seeds, "82_merge": merge.seeds, "84_smaller": smaller.seeds}
+    return {stage: seeds[stage] * sum(_step_passes(profile, *part) for part in found) for stage, found in steps.items()}
+
+
+def _step_passes(profile: Profile, recipe: Recipe, steps: int) -> float:
+    """Tokens of so many steps, each as often as it costs 2 N FLOPs; rows are as long as those of the recipe's own stage."""
+    like = "50_dpo" if isinstance(recipe, Dpo | Reward) else "30_sft"
+    tokens = profile.plan.work.tokens_per_row.get(like, recipe.max_length) * _held(recipe)[0]
+    return (3 if recipe.gradient_checkpointing else 2) * steps * recipe.batch_size * recipe.accumulation * tokens
 
 
 def _answer_hours(profile: Profile, count: int, new_tokens: int, prompt_tokens: int) -> float:
@@ -253,6 +310,6 @@ def disk_gb(profile: Profile) -> dict[str, float]:
     if not profile.plan.gpu:
         return {}
     work, base, trainings = profile.plan.work, profile.plan.base, _trainings(profile)
-    merged = sum(not isinstance(_recipe(profile, stage)[0], FilterTest) for stage in trainings) * 4 * parameters(base) / 1e9
+    merged = sum(not isinstance(recipe, FilterTest) for recipe in trainings.values()) * 4 * parameters(base) / 1e9
     adapters = 5 * len(trainings) * 16 * adapter_values(base, profile.lora) / 1e9
     return {"downloads": work.downloads_gb, "safetensors of .bin": work.converted_gb, "merged": merged, "adapters": adapters}

@@ -28,6 +28,8 @@ def expected_calls(profile: Profile) -> list[dict]:
     graded = len(profile.checkpoints) * turns
     graded_again = min(bench.repeat_rows, graded)
     equality = "equality judge" if evol.equality_judge else "judge"
+    tests, reward = profile.ablations, profile.reward
+    variants = 4 + len(tests.methods) + len(tests.dpo_rates)  # models whose sampled replies chapter 80 has judged; 81: eight
     counts = [
         ("10_lamini", "teacher", profile.teacher, prompts + instructions),
         ("11_orca", "teacher", profile.teacher, queries),
@@ -39,6 +41,8 @@ def expected_calls(profile: Profile) -> list[dict]:
         ("50_dpo", "judge", profile.judge, 2 * profile.dpo.sampled_prompts),
         ("61_mt_bench", "judge", profile.judge, graded + graded_again + 2 * turns * len(bench.pairs)),
         ("61_mt_bench", "second judge", bench.second_judge, graded_again),
+        ("80_ablations", "judge", profile.judge, tests.seeds * variants * tests.sampled_prompts),
+        ("81_reward", "judge", profile.judge, reward.seeds * 8 * reward.sampled_prompts),
     ]
     stages = profile.chapters()
     return [_row(profile, *count) for count in counts if count[0] in stages and count[2] and count[3]]
@@ -130,7 +134,12 @@ def gpu_lines(profile: Profile) -> list[str]:
         lines.append(f"  {row['stage'] if first else '':18} {row['moment']:16} {' '.join(figures)}{time}".rstrip())
     where = f"{gpu.memory_gib:g} GiB ({gpu.name})"
     lines += memory.too_large(profile, roles) or [f"fits in {where}, one stage at a time: JOBS=1"]
-    lines.append(f"about {sum(hours.values()):.1f} hours of that GPU, calls not included")
+    by_target: dict[str, float] = {}
+    for stage, found in hours.items():
+        target = STAGES[stage].target
+        by_target[target] = by_target.get(target, 0.0) + found
+    told = ", ".join(f"make {target} {found:.1f}" for target, found in by_target.items())
+    lines.append(f"about so many hours of that GPU: {told}; calls not included, beside the recipe nor evaluations")
     lines.append(f"disk: {sum(parts.values()):.0f} GB: " + ", ".join(f"{name} {size:.1f}" for name, size in parts.items()))
     return [
         *lines,

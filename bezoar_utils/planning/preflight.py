@@ -10,6 +10,7 @@ from ..study.parts import near
 from ..study.profile import ROOT, STAGES, Profile, ProfileError
 from ..study.stages import names as stages_that
 from ..training.models import layer_names, require_template
+from ..training.reward import require_reward_model
 from ..training.weights import PACKAGE, facts, local_path, not_a_model
 from . import plan
 from .memory import LLAMA_LAYERS, too_large
@@ -25,7 +26,7 @@ def impossible(profile: Profile) -> list[str]:
     if not profile.plan.same_family:
         own = _judges_of_their_own(profile, ("judge",))
         reasons += [f"{line}: take another, or allow it with plan.same_family: true" for line in own]
-    return [*reasons, *_unknown_layers(profile), *too_large(profile, roles)]
+    return [*reasons, *_wrong_rewards(profile), *_unknown_layers(profile), *too_large(profile, roles)]
 
 
 def unknown_tasks(profile: Profile) -> list[str]:
@@ -96,14 +97,22 @@ def _missing(profile: Profile, stages: list[str]) -> Iterator[str]:
 
 def models_of(profile: Profile) -> list[tuple]:
     """(key, model, revision) of each model this profile loads itself."""
-    base, stages = profile.base_model, profile.chapters()
+    base, stages, own = profile.base_model, profile.chapters(), profile.reward.model
     models = [("base_model", base.model, base.revision)] if {"30_sft", "75_filter"} & set(stages) else []
+    models += [("reward.model", own.model, own.revision)] if own and "81_reward" in stages else []
     called = {row["model"] for row in plan.expected_calls(profile)}
     roles = profile.model_roles().items()
     models += [(place, role.model, role.revision) for place, role in roles if not role.endpoint and role.model in called]
     if {"60_benchmarks", "61_mt_bench"} & set(stages):
         models += [(f"checkpoints.{name}", c.model, c.revision) for name, c in profile.checkpoints.items()]
     return models
+
+
+def reward_models(profile: Profile) -> dict[str, tuple[str, list[float]]]:
+    """place -> (model, the weights of its numbers), of those that are to be reward models."""
+    roles = {place: role for place, role in profile.model_roles().items() if getattr(role, "reward_model", None)}
+    own = {"reward.model": (profile.reward.model.model, profile.reward.model.weights)} if profile.reward.model else {}
+    return {place: (role.model, role.reward_model.weights) for place, role in roles.items()} | own
 
 
 def local_models(profile: Profile) -> dict[str, Path]:
@@ -135,6 +144,17 @@ def sources_of(profile: Profile, stages: list[str]) -> list[tuple]:
         ("mt_bench.references", "61_mt_bench", profile.mt_bench.references),
     ]
     return list({key: (key, source) for key, stage, source in sources if source and stage in stages}.values())
+
+
+def _wrong_rewards(profile: Profile) -> Iterator[str]:
+    """Reward models in a folder here that are none, or whose several numbers have no weights."""
+    asked = reward_models(profile)
+    for place, folder in local_models(profile).items():
+        if place in asked:
+            try:
+                require_reward_model(folder, asked[place][1])
+            except ValueError as error:
+                yield f"{place}: {error}"
 
 
 def _unknown_layers(profile: Profile) -> Iterator[str]:
@@ -172,6 +192,7 @@ def _too_long(profile: Profile, stages: list[str], roles: dict[str, list[str]]) 
         if _calls(roles, role) and context and prompt + reply > context:
             yield f"plan.{role}.context: {context} tokens do not hold a prompt of {prompt} and a reply of {reply}"
     lengths = {"30_sft": "sft", "40_hh_sft": "hh_sft", "50_dpo": "dpo", "60_benchmarks": "benchmarks", "75_filter": "filter_test"}
+    lengths |= {"81_reward": "reward"}
     base = local_models(profile).get("base_model")
     limit = (facts(base).context if base else profile.plan.base and profile.plan.base.context) or float("inf")
     for stage, section in lengths.items():

@@ -17,6 +17,7 @@ from ..planning.preflight import hub_models, require_possible
 from ..study import files
 from ..study.profile import CODE, REHEARSAL, ROOT, Profile, ProfileError, load_profile
 from ..study.stage import RUNS
+from ..study.stages import STAGES, TARGETS
 from . import fake_endpoints, fake_hub_files, hub, shrink, summary
 
 ONLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -46,7 +47,8 @@ def rehearse(name: str, jobs: str, own_data: Path | None, own_models: Path | Non
         repositories = fake_hub_files.build(profile, folder / "hub", own_data, own_models)
         hub_url = servers.enter_context(local_server.serving(hub.handler_for(repositories)))
         values = write_profile(profile, folder, serve_endpoints(profile, servers), own)
-        code = run_study(folder.name, jobs, environment(profile, folder, hub_url))
+        targets = [target for target in TARGETS if any(STAGES[stage].target == target for stage in profile.chapters())]
+        code = run_study(folder.name, jobs, targets, environment(profile, folder, hub_url))
     summary.write(name, profile, values, time.monotonic() - started, finished=code == 0)
     return code
 
@@ -70,9 +72,9 @@ def write_profile(profile: Profile, folder: Path, addresses: list[str], own_weig
     return values
 
 
-def run_study(profile_name: str, jobs: str, environment: dict[str, str]) -> int:
-    """Run the whole study through make; its exit code."""
-    command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", "reproduce"]
+def run_study(profile_name: str, jobs: str, targets: list[str], environment: dict[str, str]) -> int:
+    """Run all that the profile runs through make; its exit code."""
+    command = ["make", "-f", str(CODE / "Makefile"), "--no-print-directory", *targets]
     command += [f"PROFILE={profile_name}", f"PY={sys.executable}", f"JOBS={jobs}"]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 

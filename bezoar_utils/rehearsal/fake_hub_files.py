@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..planning.preflight import hub_models, models_of
+from ..planning.preflight import hub_models, models_of, reward_models
 from ..study.profile import ROOT, Profile
 from ..training.weights import in_repository, not_a_model
 from . import models, rows, shrink
@@ -20,7 +20,7 @@ def build(profile: Profile, folder: Path, own_data: Path | None = None, own_mode
 
     Raises SourceError for a file there that cannot be read.
     """
-    repositories = Repositories(folder)
+    repositories, numbers = Repositories(folder), {name: len(weights) or 1 for name, weights in reward_models(profile).values()}
     for name, revision in hub_models(profile).items():
         teaches = profile.teacher.endpoint is None and name == profile.teacher.model
         name, _ = in_repository(name)  # a stand-in is never one GGUF file: see shrink.rehearsed
@@ -28,7 +28,7 @@ def build(profile: Profile, folder: Path, own_data: Path | None = None, own_mode
         if own and own.is_dir():
             models.write_around(name, own, target)
         else:
-            models.write_model(name, target, teaches)
+            models.write_model(name, target, teaches, numbers.get(name, 0))
     for place, source in shrink.sources(profile.model_dump(mode="json")).items():
         if source["hub"]:
             revision = source["revision"] or source["expect_prefix"].ljust(40, "0")

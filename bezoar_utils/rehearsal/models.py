@@ -45,18 +45,22 @@ def study_prompts() -> list[str]:
     return [render_prompt("", system) for system in ("", *SYSTEM_MESSAGES.values())] * 10
 
 
-def write_model(name: str, folder: Path, teaches: bool = False) -> None:
-    """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are).
+def write_model(name: str, folder: Path, teaches: bool = False, numbers: int = 0) -> None:
+    """Files as the hub has them: configuration, tokenizer, weights (float16, pickled where the real ones are). With `numbers`, a
+    reward model that gives so many a reply, at random.
 
     Input and output embeddings stay apart, even where the family ties them: the two halves of `_follow_corpus` are in them.
     """
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
     habits, texts = habits_of(name) or habits_of(UNKNOWN), corpus(teaches)
     tokenizer = write_tokenizer(habits, folder, texts + study_prompts(), TAGS if teaches else [])
     config, ends = model_config(habits, tokenizer, tie_word_embeddings=False), end_ids(habits, tokenizer)
     torch.manual_seed(0)
+    if numbers:
+        config.num_labels = numbers
+        return AutoModelForSequenceClassification.from_config(config).to(torch.float16).save_pretrained(folder)
     model = AutoModelForCausalLM.from_config(config)
     told = [tokenizer(text)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
     _follow_corpus(model, told, tokenizer.eos_token_id, 0.0 if teaches else ENDS)

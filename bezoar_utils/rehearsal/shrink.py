@@ -57,6 +57,8 @@ def rehearsed(profile: Profile, addresses: list[str], tasks: list[str]) -> dict:
     if not values["evaluation"]["tasks_from"]:
         values["evaluation"]["tasks"] = tasks
         values["benchmarks"]["fewshot"] = {t: n for t, n in values["benchmarks"]["fewshot"].items() if t in tasks}
+        if tasks and values["filter_test"]["task"] not in tasks:
+            values["filter_test"]["task"] = tasks[0]
     if "00_miniature" in (profile.stages or ("00_miniature",)):
         values["miniature"] = load_profile("tiny").miniature.model_dump(mode="json")
     roles = [at(values, place) for place in MODEL_ROLES]

@@ -167,9 +167,17 @@ def differences(rows: list[dict], title: str, unit: str):
     return fig
 
 
-def scatter(series: dict[str, list[dict]], title: str, xlabel: str, ylabel: str, joined: tuple[str, ...] = (), log: bool = False):
+def scatter(
+    series: dict[str, list[dict]],
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    joined: tuple[str, ...] = (),
+    log: bool = False,
+    marks: dict[str, float] | None = None,
+):
     """A point a row, at `x` and `y`, with its `name` and its interval (`low`, `high`) where it has them; the rows of a series in
-    `joined` are a line, in their order. `log`: x grows by factors."""
+    `joined` are a line, in their order. `log`: x grows by factors. `marks` are places on x of which no y is known."""
     fig, (axis,) = _axes(width=8.5, height=4.6)
     for number, (name, points) in enumerate(series.items()):
         x, y = [point["x"] for point in points], [point["y"] for point in points]
@@ -182,8 +190,11 @@ def scatter(series: dict[str, list[dict]], title: str, xlabel: str, ylabel: str,
         fig.rows += [
             {"series": " ".join([name, str(p.get("name", ""))]).strip(), **{k: p[k] for k in p if k != "name"}} for p in points
         ]
+    for name, x in (marks or {}).items():
+        axis.axvline(x, linestyle="--", color=COLOURS["other"], label=name)
+        fig.rows.append({"series": name, "x": x})
     axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
-    if len(series) > 1:
+    if len(series) > 1 or marks:
         axis.legend(frameon=False, fontsize=8)
     return fig
 

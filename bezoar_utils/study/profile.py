@@ -48,7 +48,7 @@ def load_profile(name: str, folder: Path = PROFILES) -> Profile:
             data[section] = _over(recipe, data[section])
             places = {(section, *key[1:]): f"{place} (recipe)" for key, place in places.items() if key[0] == "recipe"} | places
     seeds = os.environ.get("BEZOAR_SEEDS", "")  # make ablations SEEDS=3
-    for section in ("ablations", "reward") if seeds else ():
+    for section in ("ablations", "reward", "merge", "smaller") if seeds else ():
         if isinstance(data.get(section), dict):
             data[section] = data[section] | {"seeds": int(seeds) if seeds.isdigit() else seeds}
             places[section, "seeds"] = "SEEDS"

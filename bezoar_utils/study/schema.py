@@ -381,12 +381,25 @@ class Profile(Section):
             if self.evaluation.tasks_from or _mistyped(name, self.evaluation.tasks):
                 tasks = near_or_all(name, self.evaluation.tasks)
                 raise ValueError(f"benchmarks.fewshot.{name} is not one of evaluation.tasks{tasks}")
-        if self.dpo.method == "tr_dpo" and self.launch.processes > 1:
-            raise ValueError("dpo.method tr_dpo trains all weights, which only one process does here: launch.processes must be 1")
         for role, asked in self.model_roles().items():
             if asked.endpoint and asked.endpoint.base_url and asked.model not in self.money.prices:
                 lacks = f"money.prices lacks {asked.model!r}{near(asked.model, self.money.prices)}"
                 raise ValueError(f"{role}.model answers at a remote endpoint, and {lacks}; [0, 0] when it is yours")
+        return self
+
+    @model_validator(mode="after")
+    def no_warmup_outlasts_a_comparison(self):
+        """The chapters beside the recipe train by its sections, but for steps of their own."""
+        trained = {
+            "80_ablations": {"ablations.steps": "filter_test", "ablations.dpo_steps": "dpo"},
+            "81_reward": {"reward.filter_steps": "filter_test", "reward.round_steps": "dpo"},
+            "82_merge": {"merge.steps": "sft"},
+            "84_smaller": {"smaller.recovery_steps": "sft"},
+        }
+        for place, section in (found for stage in self.chapters() for found in trained.get(stage, {}).items()):
+            steps, warmup = attrgetter(place)(self), getattr(self, section).warmup_steps
+            if steps <= warmup:
+                raise ValueError(f"{place}={steps} must be above {section}.warmup_steps={warmup}, with which it trains")
         return self
 
     def chapters(self) -> list[str]:

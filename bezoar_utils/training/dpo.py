@@ -7,7 +7,8 @@ Pairs reach every trainer already tokenised by `labels.py`, so that no library d
 - `ipo`: arXiv 2310.12036, equation 17; beta is its tau. TRL divides log-probs by the replies' lengths, as its authors do.
 - `simpo`: arXiv 2405.14734, equation 6; no reference, mean log-probs, beta scales them (2.0 to 2.5 there), `gamma` is the margin.
 - `orpo`: arXiv 2403.07691, equation 6; no reference, beta is its lambda; likelihood of prompt and chosen reply included.
-- `tr_dpo`: arXiv 2404.09656; DPO with a reference that follows: every `sync_every` steps it takes `sync_weight` of the policy.
+- `tr_dpo`: arXiv 2404.09656; DPO with a reference that follows: every `sync_every` steps it takes `sync_weight` of the policy's
+  adapter (there of all weights).
 - `rpo`, `rpo_kl`: arXiv 2406.11704; the policy's margin shall equal `eta` times that of the rewards `chosen_reward` and
   `rejected_reward` of each row (chapter 81 makes some), by the square of the distance or by KL divergence.
 
@@ -15,7 +16,6 @@ Beyond the paper's method all are ours to try. Keys of another method are not re
 """
 
 import contextlib
-import copy
 import json
 import math
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..study import files
 from . import launch
 from .labels import IGNORED, encode
 from .loop import TrainingError, arguments, run, supervised_positions_only
-from .models import claim_adapter, dequantised, lora_config
+from .models import claim_adapter, lora_config
 from .precision import autocast, current
 from .reward import reward_aware
 
@@ -32,6 +32,7 @@ LN2 = math.log(2)
 REWARD_AWARE = ("rpo", "rpo_kl")  # methods whose rows bring rewards
 FIXED_REFERENCE = ("dpo", "ipo", *REWARD_AWARE)  # methods for which `reference_log_probs` saves a forward pass of each step
 REFERENCE_FREE = ("simpo", "orpo")
+REFERENCE = "ref"  # TRL's name of the adapter that is the reference
 METHODS = ("dpo", "ipo", *REFERENCE_FREE, "tr_dpo", *REWARD_AWARE)
 
 
@@ -82,19 +83,18 @@ def train(
 def train_model(model, tokenizer, job: launch.Job, progress) -> tuple[object, list[dict]]:
     """(trained model, log rows) by `recipe["method"]`, in this process.
 
-    The model gets a fresh adapter; the reference is the same model with the adapter off. Not so for `tr_dpo`, whose moving
-    reference TRL refuses with adapters: there all weights train, a 4-bit model as its dequantised float32 self (16 bytes a
-    parameter and 4 of the reference: about 70 GB at 3.4e9), and the full model comes back, without adapter, to be saved as it
-    is. `nll_weight` adds that share of the chosen replies' mean negative log-likelihood to `dpo` and `tr_dpo` (0 is neither).
+    The model gets a fresh adapter; the reference is the same model with the adapter off, for `tr_dpo` with an adapter of its own.
+    `nll_weight` adds that share of the chosen replies' mean negative log-likelihood to `dpo` and `tr_dpo` (0 is neither).
 
     Rows hold loss, rewards/{chosen,rejected,margins,accuracies} and logps/{chosen,rejected}, and each as eval_. Logps are
     sums in nats over a reply, for `simpo` and `orpo` means over its tokens; there rewards are beta times those.
     Raises TrainingError for an unknown method, and unless policy and reference start equal (`check_first_dpo_loss`).
     """
     trainer, method = preference_trainer(model, tokenizer, job), _method(job.recipe)
-    if method != "tr_dpo":
-        claim_adapter(trainer.model, {})
+    claim_adapter(trainer.model, {})
     model, log = run(trainer, job.recipe, progress)
+    if REFERENCE in model.peft_config:
+        model.delete_adapter(REFERENCE)
     if method not in REFERENCE_FREE:
         check_first_dpo_loss(log, job.recipe["nll_weight"], method)
     return model, log
@@ -129,20 +129,25 @@ def preference_trainer(model, tokenizer, job: launch.Job):
     if method in REFERENCE_FREE:
         trainer, settings = _reference_free(model, recipe, common)
         training, validation = _whole_sequences(training), _whole_sequences(validation)
-    elif method == "tr_dpo":
-        trainer, settings = _moving_reference(model, recipe, common)
     else:
-        cached = all("ref_chosen_logps" in part[0] for part in (training, validation))
+        cached = method != "tr_dpo" and all("ref_chosen_logps" in part[0] for part in (training, validation))
         trainer, settings = _fixed_reference(model, recipe, common | {"precompute_ref_log_probs": cached})
     data = {"train_dataset": Dataset.from_list(training), "eval_dataset": Dataset.from_list(validation)}
-    return trainer(**settings, **data, processing_class=tokenizer)
+    made = trainer(**settings, **data, processing_class=tokenizer)
+    if method == "tr_dpo":
+        made.add_callback(_moving_reference(made.model, recipe["sync_every"], recipe["sync_weight"]))
+    return made
 
 
 def _fixed_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
     from trl import DPOConfig
 
     method, nll_weight = _method(recipe), recipe["nll_weight"]
-    loss = {"loss_type": ["ipo"]} if method == "ipo" else _sigmoid(nll_weight)
+    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
+    if method == "ipo":
+        loss = {"loss_type": ["ipo"]}
+    if method == "tr_dpo":  # no checkpoint holds the reference, and each validation loss is measured against another one
+        common = common | {"save_strategy": "no", "load_best_model_at_end": False}
     trainer = _tokenised_dpo_trainer()
     if method in REWARD_AWARE:
         loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [0.0, nll_weight]}  # TRL's own part; ours is added to it
@@ -151,17 +156,27 @@ def _fixed_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
     return trainer, {"model": model, "args": args, "peft_config": lora_config(recipe["lora"], model)}
 
 
-def _moving_reference(model, recipe: dict, common: dict) -> tuple[type, dict]:
-    """No checkpoints: TRL saves no reference, so a resumed one would be the first again. The last model is returned, not the
-    one of the lowest validation loss: each such loss is measured against another reference."""
-    from trl import DPOConfig
+def _moving_reference(model, every: int, weight: float):
+    """Gives the model a second adapter, equal to its first and never trained, which TRL then takes for the reference; every so many
+    steps the callback moves it towards the first. (TRL's own `sync_ref_model` refuses adapters.)"""
+    import torch
+    from transformers import TrainerCallback
 
-    sync = {"sync_ref_model": True, "ref_model_sync_steps": recipe["sync_every"], "ref_model_mixup_alpha": recipe["sync_weight"]}
-    last = {"save_strategy": "no", "load_best_model_at_end": False}
-    args = DPOConfig(**common | sync | last, **_sigmoid(recipe["nll_weight"]), max_length=None)
-    model = _all_trainable(model)
-    # left alone, TRL loads the reference from the model's folder: in full precision, not as it was dequantised here
-    return _tokenised_dpo_trainer(), {"model": model, "ref_model": copy.deepcopy(model), "args": args}
+    model.add_adapter(REFERENCE, model.peft_config["default"])
+    trained = {name: value for name, value in model.named_parameters() if ".default." in name}
+    pairs = [(value, model.get_parameter(name.replace(".default.", f".{REFERENCE}."))) for name, value in trained.items()]
+    for policy, reference in pairs:
+        reference.data = policy.data.float().clone()
+    model.set_adapter("default")
+
+    class Follow(TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            if state.global_step % every == 0:
+                with torch.no_grad():
+                    for policy, reference in pairs:
+                        reference.lerp_(policy, weight)
+
+    return Follow()
 
 
 def _reference_free(model, recipe: dict, common: dict) -> tuple[type, dict]:
@@ -182,19 +197,6 @@ def _reference_free(model, recipe: dict, common: dict) -> tuple[type, dict]:
     adapted = get_peft_model(model, lora_config(recipe["lora"], model))
     as_tokenised = type(f"Tokenised{trainer.__name__}", (trainer,), {"tokenize_row": staticmethod(lambda row: row)})
     return as_tokenised, {"model": adapted, "args": args}
-
-
-def _sigmoid(nll_weight: float) -> dict:
-    return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, nll_weight]} if nll_weight else {}
-
-
-def _all_trainable(model):
-    """The model in float32, dequantised if need be, with every weight trainable."""
-    import torch
-
-    if getattr(model, "is_loaded_in_4bit", False):
-        model = dequantised(model)
-    return model.to(torch.float32).requires_grad_(True)
 
 
 def _whole_sequences(pairs: list[dict]) -> list[dict]:

@@ -109,7 +109,7 @@ def run(trainer, recipe: dict, progress) -> tuple[object, list[dict]]:
     if any(not math.isfinite(row.get("loss", 0.0)) for row in log):
         raise TrainingError("the training loss is not finite")
     if isinstance(trainer.model, PeftModel) and trainer.is_world_process_zero():
-        trainer.model.save_pretrained(folder / FINISHED)
+        trainer.model.save_pretrained(folder / FINISHED, selected_adapters=["default"])
         files.write_json(folder / FINISHED / "log.json", log)
         mark_complete(folder / FINISHED)
     return trainer.model, log

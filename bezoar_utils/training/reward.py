@@ -106,9 +106,9 @@ def padding(tokenizer) -> int:
 # -------------------------------------------------------------------------------------------------------------- scoring
 
 
-def open_model(folder: Path, weights: list[float]):
-    """A finished reward model. Raises ValueError, before its weights are loaded, for a model that is none, or whose numbers are
-    not as many as the `weights` that make one of them."""
+def require_reward_model(folder: Path, weights: list[float]) -> int:
+    """How many numbers a reply the model in a folder gives. Raises ValueError for a model that is no reward model, or whose numbers
+    are not as many as the `weights` that make one of them."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -120,7 +120,12 @@ def open_model(folder: Path, weights: list[float]):
             f"{folder.name} gives {config.num_labels} numbers a reply, and its weights are {len(weights)}: "
             "name one weight for each, in the model's order"
         )
-    return load_model(folder, outputs=config.num_labels)
+    return config.num_labels
+
+
+def open_model(folder: Path, weights: list[float]):
+    """A finished reward model. Raises ValueError as `require_reward_model`, before its weights are loaded."""
+    return load_model(folder, outputs=require_reward_model(folder, weights))
 
 
 def score(model, tokenizer, rows: list[dict], *, weights=(), mode: str = "raw", batch_size: int = 64) -> tuple[list[float], int]:

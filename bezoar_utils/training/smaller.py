@@ -6,7 +6,6 @@ inner values that is kept.
 """
 
 import contextlib
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,22 +74,21 @@ def as_if_cut(model, cut: dict, sizes: list):
 
 
 def cut_out(model, cut: dict, sizes: list):
-    """The smaller model, with weights of its own."""
+    """The model itself made smaller: a GPU that holds a 3B model has no room for a copy."""
     from torch import nn
 
-    small = copy.deepcopy(model)
-    kept = kept_layers(cut, len(small.model.layers))
-    small.model.layers = nn.ModuleList(small.model.layers[n] for n in kept)
-    for place, (block, number) in enumerate(zip(small.model.layers, kept)):
+    kept = kept_layers(cut, len(model.model.layers))
+    model.model.layers = nn.ModuleList(model.model.layers[n] for n in kept)
+    for place, (block, number) in enumerate(zip(model.model.layers, kept)):
         indices, mlp = largest(sizes[number], cut["width"]), block.mlp
         for layer in (mlp.gate_proj, mlp.up_proj):
             layer.weight, layer.out_features = nn.Parameter(layer.weight.data[indices].clone()), len(indices)
         mlp.down_proj.weight, mlp.down_proj.in_features = nn.Parameter(mlp.down_proj.weight.data[:, indices].clone()), len(indices)
         block.self_attn.layer_idx = place
-    small.config.num_hidden_layers, small.config.intermediate_size = len(kept), len(indices)
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = [small.config.layer_types[n] for n in kept]
-    return small
+    model.config.num_hidden_layers, model.config.intermediate_size = len(kept), len(indices)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[n] for n in kept]
+    return model
 
 
 def untrained(model, seed: int):
