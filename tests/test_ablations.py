@@ -88,21 +88,40 @@ def test_the_chart_has_a_line_for_every_variant():
 def test_seeds_come_from_make(monkeypatch):
     assert load_profile("mini").ablations.seeds == 1
     monkeypatch.setenv("BEZOAR_SEEDS", "3")
-    assert load_profile("mini").ablations.seeds == load_profile("mini").reward.seeds == 3
+    mini = load_profile("mini")
+    assert {mini.ablations.seeds, mini.reward.seeds, mini.merge.seeds, mini.smaller.seeds} == {3}
     monkeypatch.setenv("BEZOAR_SEEDS", "many")
     with pytest.raises(ProfileError, match=r"ablations\.seeds = 'many'"):
         load_profile("mini")
 
 
 class Kept:
-    """What a stage is to a chapter's last lines: a place for a file."""
+    """What a stage is to a chapter of trials: a place for files, its parameters, its headline numbers."""
 
     def __init__(self, folder):
-        self.output = lambda name: folder / name
+        self.output, self.measured = lambda name: folder / name, {}
+        self.parameters = {"seeds": 1, "seed": 1, "intervals": INTERVALS}
+
+    def measure(self, name, value, *_, **__):
+        self.measured[name] = value
 
 
 def test_a_choice_keeps_what_it_and_the_one_it_stands_against_cost_and_only_by_its_main_metric(tmp_path):
     row = {"question": "filter", "variant": "unfiltered", "against": "accepted", "difference": -0.1}
-    compared = [row | {"metric": metric} for metric in ("strict_match", "answer_found")]
+    compared = [row | {"metric": metric, "main": metric == "strict_match"} for metric in ("strict_match", "answer_found")]
     trials.save_choices(Kept(tmp_path), compared, {"accepted": 4.0, "unfiltered": 6.0}, {"accepted": 2.0, "unfiltered": 2.0})
-    assert files.read_json(tmp_path / "choices.json") == [row | {"metric": "strict_match", "flops": [6.0, 4.0], "mb": [2.0, 2.0]}]
+    assert files.read_json(tmp_path / "choices.json") == [compared[0] | {"flops": [6.0, 4.0], "mb": [2.0, 2.0]}]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "first"), [(("answer_found", "strict_match"), "strict_match"), (("acc", "acc_norm"), "acc_norm"), (("loss",), None)]
+)
+def test_a_question_has_one_main_metric_and_a_loss_is_none(metrics, first, tmp_path):
+    scores = [
+        {"question": "filter", "variant": variant, "seed": 1, "item": item, "metric": metric, "value": float(item % 2)}
+        for metric in metrics
+        for variant in ("accepted", "unfiltered")
+        for item in range(8)
+    ]
+    rows = trials.answer(Kept(tmp_path), scores, "filter", "accepted")
+    assert [row["metric"] for row in rows if row["main"]] == [first] * bool(first) and len(rows) == len(metrics)

@@ -159,7 +159,7 @@ def test_the_trained_model_with_its_adapter_off_is_the_base(train, model_folder,
 
 
 @pytest.mark.parametrize("method", ["ipo", "simpo", "orpo", "tr_dpo"])
-def test_every_other_method_trains_and_logs_the_same_columns(method, train):
+def test_every_other_method_trains_and_logs_the_same_columns(method, train, pairs):
     model, log = train(method=method, beta=2.0 if method == "simpo" else 0.1, learning_rate=2e-3)
     rows, evaluations = [r for r in log if "loss" in r], [r for r in log if "eval_loss" in r]
     assert len(rows) == RECIPE["steps"] and len(evaluations) == 1
@@ -172,6 +172,8 @@ def test_every_other_method_trains_and_logs_the_same_columns(method, train):
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
     assert model.get_input_embeddings().weight.dtype == torch.float32, "TRL's reference-free trainers would round them"
     assert list(model.peft_config) == ["default"], "nor does a reference's adapter stay behind"
+    counted = sum(len(p["prompt_ids"] + p[side]) for p in pairs[4:] for side in ("chosen_ids", "rejected_ids"))
+    assert loop.trained_tokens(log) == pytest.approx(counted * RECIPE["steps"] * RECIPE["batch_size"] / len(pairs[4:]), rel=0.05)
 
 
 def test_each_loss_starts_where_its_paper_says(train):

@@ -339,12 +339,6 @@ def test_a_profile_in_utf_16_as_windows_saves_it_is_read(folder):
     assert load_profile("mine", folder) == load_profile("mini")
 
 
-def test_seeds_on_the_command_line_count_for_every_chapter_that_trains_more_than_once(monkeypatch):
-    monkeypatch.setenv("BEZOAR_SEEDS", "3")
-    mini = load_profile("mini")
-    assert {mini.ablations.seeds, mini.reward.seeds, mini.merge.seeds, mini.smaller.seeds} == {3}
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [

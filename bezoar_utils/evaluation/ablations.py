@@ -3,7 +3,7 @@
 from . import stats
 from .benchmarks import answer_found, reply_matches, strict_match
 
-MAIN = ("strict_match", "wishes_met", "preferred", "right")  # the metric that a question is decided by, whichever it has
+MAIN = ("strict_match", "wishes_met", "preferred", "right", "acc_norm", "acc")  # a question is decided by the first that it has
 
 
 def reply_scores(reply: str, response: str) -> dict[str, float]:

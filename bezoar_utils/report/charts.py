@@ -193,7 +193,13 @@ def scatter(
     for name, x in (marks or {}).items():
         axis.axvline(x, linestyle="--", color=COLOURS["other"], label=name)
         fig.rows.append({"series": name, "x": x})
-    axis.set(title=title, xlabel=xlabel, ylabel=ylabel, xscale="log" if log else "linear")
+    axis.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    if log:
+        reach = [point["x"] for points in series.values() for point in points] + [*(marks or {}).values()]
+        near = reach and max(reach) < 100 * min(reach)
+        axis.set_xscale("log", base=2 if near else 10)
+        if near:
+            axis.xaxis.set_major_formatter("{x:g}")
     if len(series) > 1 or marks:
         axis.legend(frameon=False, fontsize=8)
     return fig

@@ -6,17 +6,18 @@ from . import charts, show
 
 
 def answer(stage, scores: list[dict], question: str, own: str) -> list[dict]:
-    """Show how the variants of `question` differ from `own`, and return the comparisons. The first metric is the one that the
-    chart shows and the stage's headline numbers are of. Seeds and intervals are the stage's."""
+    """Show how the variants of `question` differ from `own`, and return the comparisons. The first of `ablations.MAIN` that there
+    is, else the first metric, is what the chart shows and the stage's headline numbers are of; those rows are `main`, if higher
+    is better. Seeds and intervals are the stage's."""
     seeds, intervals, seed = (stage.parameters[name] for name in ("seeds", "intervals", "seed"))
     kinds = list(dict.fromkeys(r["metric"] for r in scores if r["question"] == question))
-    kinds.sort(key=lambda kind: kind not in ablations.MAIN)
+    kinds.sort(key=lambda kind: ablations.MAIN.index(kind) if kind in ablations.MAIN else len(ablations.MAIN))
     compared = {kind: ablations.compare(scores, question, own, kind, intervals, seed) for kind in kinds}
     for row in compared[kinds[0]]:
         numbers = {name: row[name] for name in ("low", "high", "n", "asked")}
         stage.measure(f"{question}/{row['variant']}", row["difference"], **numbers, unit=f"difference of {kinds[0]}")
         print(ablations.sentence(row))
-    rows = [row for rows in compared.values() for row in rows]
+    rows = [row | {"main": kind == kinds[0] != "loss"} for kind, some in compared.items() for row in some]
     columns = ["variant", "metric", "after", "before", "difference", "low", "high", "n", "seeds"]
     show.table(rows, columns, caption=f"{question}: each variant (after) against {own} (before)", limit=30)
     title = f"{question}: {kinds[0].replace('_', ' ')} (n = {compared[kinds[0]][0]['n']}, {seeds} seed{'s' * (seeds > 1)})"
@@ -28,7 +29,7 @@ def answer(stage, scores: list[dict], question: str, own: str) -> list[dict]:
 def save_choices(
     stage, compared: list[dict], flops: dict[str, float] | None = None, megabytes: dict[str, float] | None = None
 ) -> None:
-    """Write `choices.json`, which chapter 91 puts on one chart: every comparison of a stage by its main metric, and what the
+    """Write `choices.json`, which chapter 91 puts on one chart: every `main` comparison of a stage, and what the
     variant and the one that it stands against cost, in FLOPs to make and in MB to keep (weights in 16 bits where not rounded)."""
     rows = [
         row
@@ -38,6 +39,6 @@ def save_choices(
             if costs
         }
         for row in compared
-        if row["metric"] in ablations.MAIN
+        if row["main"]
     ]
     files.write_json(stage.output("choices.json"), rows)

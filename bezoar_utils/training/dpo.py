@@ -195,8 +195,27 @@ def _reference_free(model, recipe: dict, common: dict) -> tuple[type, dict]:
     # given a peft_config instead, these trainers round a 4-bit model's embeddings to bfloat16, in place
     set_seed(common["seed"])
     adapted = get_peft_model(model, lora_config(recipe["lora"], model))
-    as_tokenised = type(f"Tokenised{trainer.__name__}", (trainer,), {"tokenize_row": staticmethod(lambda row: row)})
-    return as_tokenised, {"model": adapted, "args": args}
+    return _counting(trainer), {"model": adapted, "args": args}
+
+
+def _counting(trainer: type) -> type:
+    """A reference-free trainer of TRL's on tokenised pairs, which counts the tokens that it trains on, as TRL's others do."""
+
+    class Counting(trainer):
+        tokenize_row, seen = staticmethod(lambda row: row), None
+
+        def compute_loss(self, model, inputs, *args, **named):
+            if self.seen is None:  # a resumed training goes on from the count of the steps before
+                self.seen = max((row.get("num_tokens", 0) for row in self.state.log_history), default=0)
+            if model.training:
+                tokens = inputs["chosen_attention_mask"].sum() + inputs["rejected_attention_mask"].sum()
+                self.seen += int(self.accelerator.gather_for_metrics(tokens).sum())
+            return super().compute_loss(model, inputs, *args, **named)
+
+        def log(self, logs, *args, **named):
+            return super().log(logs | ({"num_tokens": self.seen} if "loss" in logs else {}), *args, **named)
+
+    return Counting
 
 
 def _whole_sequences(pairs: list[dict]) -> list[dict]:
