@@ -32,7 +32,8 @@ LLAMA = "openlm-research/open_llama_3b_v2"
 WORK = (
     "steps epochs warmup_steps validate_every log_every limit offline example_guided_calls topic_guided_calls cot niv2 t0 flan2021 "
     "seeds_per_category repeat_rows sampled_prompts budget_usd base_url dpo_steps tasks config_file processes prompts replies "
-    "filter_steps round_steps continued_calls magpie_calls rows budget recovery_steps calibration_rows held_back_rows task"
+    "filter_steps round_steps continued_calls magpie_calls rows budget recovery_steps calibration_rows held_back_rows task "
+    "accumulation"
 ).split()
 
 
