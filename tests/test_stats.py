@@ -15,7 +15,7 @@ from bezoar_utils.evaluation.stats import (
     over_seeds,
     verdict,
 )
-from bezoar_utils.study.profile import CODE, PROFILES
+from bezoar_utils.study.profile import CODE, PROFILES, STAGES
 
 INTERVALS = {"samples": 500, "confidence": 0.95, "seed": 0}
 
@@ -341,3 +341,45 @@ def test_reliability_sets_how_sure_a_model_was_against_how_often_it_was_right():
 
 def test_a_model_that_is_wholly_sure_is_in_the_last_bin():
     assert stats.reliability([800.0, -800.0], (0.5, 1.0))[0]["chosen"] == [1.0, 0.0]
+
+
+# ------------------------------------------------------------------------------------------------ what other systems claim
+
+
+def neighbour(expected: str, metric: str = "right") -> dict:
+    names = {"chapter": "82_merge", "question": "tasks", "variant": "merged: ties", "metric": metric}
+    return {"system": "X", "arxiv": "2403.13187", "claim": "Y", "mark": "S", "expected": expected} | names
+
+
+@pytest.mark.parametrize(
+    ("expected", "interval", "found"),
+    [
+        ("higher", (0.1, 0.2, 0.3), "shown"),
+        ("higher", (-0.1, 0.2, 0.3), "not shown"),
+        ("higher", (-0.3, -0.2, -0.1), "opposite"),
+        ("lower", (-0.3, -0.2, -0.1), "shown"),
+        ("lower", (0.1, 0.2, 0.3), "opposite"),
+        ("no lower", (-0.01, 0.0, 0.01), "shown"),
+        ("no lower", (-0.03, 0.0, 0.03), "not shown"),
+        ("no lower", (-0.3, -0.2, -0.1), "opposite"),
+    ],
+)
+def test_what_another_paper_claims_is_shown_or_not_by_the_interval_of_the_same_comparison(expected, interval, found):
+    row = {"question": "tasks", "variant": "merged: ties", "against": "one after another", "metric": "right"}
+    row |= dict(zip(("low", "difference", "high"), interval))
+    seen = claims.seen_here(neighbour(expected), {"82_merge": [row | {"metric": "loss"}, row]})
+    assert seen["verdict"] == found and seen["against"] == "one after another"
+
+
+def test_a_claim_that_no_chapter_asked_says_so_and_a_mark_on_the_scale_is_not_compared():
+    assert claims.seen_here(neighbour("higher"), {}) == {"verdict": "not asked by 82_merge"}
+    assert claims.seen_here(neighbour("") | {"chapter": ""}, {}) == {"verdict": "not compared"}
+
+
+def test_each_of_the_nine_neighbours_names_a_chapter_beside_the_recipe_and_a_question_that_it_asks():
+    lines = claims.read_lines(PROFILES / "neighbours.csv", claims.Neighbour)
+    assert len(lines) == 9
+    for line in (line for line in lines if line["chapter"]):
+        assert STAGES[line["chapter"]].target in ("ablations", "neighbours")
+        chapter = (CODE / "notebooks" / f"{line['chapter']}.ipynb").read_text(encoding="utf-8")
+        assert f'\\"{line["question"]}\\"' in chapter

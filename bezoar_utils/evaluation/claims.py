@@ -45,6 +45,21 @@ class NotReproduced(BaseModel):
     why: Text
 
 
+class Neighbour(BaseModel):
+    """A line of `profiles/neighbours.csv`: what another system's paper claims, and the comparison here that asks the same: which of
+    a chapter's variants should be `expected` (higher, say) in which metric. `mark` as in `PaperValue`."""
+
+    system: Text
+    arxiv: Text
+    claim: Text
+    mark: Literal["P", "C", "S", "I", "X"]
+    expected: Literal["higher", "no lower", "lower", ""]
+    chapter: str
+    question: str
+    variant: str
+    metric: str
+
+
 class PaperValue(BaseModel):
     """A line of `profiles/paper_values.csv`. `mark` says how it is known, as in the chapters' first paragraphs."""
 
@@ -52,6 +67,23 @@ class PaperValue(BaseModel):
     value: FiniteFloat
     mark: Literal["P", "C", "A", "V", "S", "I", "X"]
     source: Text
+
+
+LITTLE = 0.02  # of a share of items, where a paper says that little is lost; ours
+
+
+def seen_here(claimed: dict, comparisons: dict[str, list[dict]]) -> dict:
+    """The comparison of chapter -> comparisons that asks what a `Neighbour` claims, and whether it shows the claim, the opposite or
+    neither; without one, which chapter asks it."""
+    places = ("question", "variant", "metric")
+    rows = comparisons.get(claimed["chapter"], [])
+    row = next((row for row in rows if all(row[place] == claimed[place] for place in places)), None)
+    if row is None:
+        return {"verdict": f"not asked by {claimed['chapter']}" if claimed["chapter"] else "not compared"}
+    low, middle, high = (row[end] for end in ("low", "difference", "high"))
+    if claimed["expected"] == "no lower":
+        return row | {"verdict": no_loss_verdict(middle, low, high, LITTLE)}
+    return row | {"verdict": verdict(middle, low, high) if claimed["expected"] == "higher" else verdict(-middle, -high, -low)}
 
 
 def read_lines(path: Path, kind: type[BaseModel]) -> list[dict]:
