@@ -120,7 +120,7 @@ $(foreach line,$(filter-out $(LEFT_OUT:%=%:%),$(LINES)),$(eval $(call stage_rule
 FORCE:
 
 ablations: setup ## what each choice of the recipe buys (mini: about nine minutes more); with SEEDS=3 over three trainings each
-neighbours: setup ## what this paper's neighbours do differently, on the same data, and every choice against what it costs
+neighbours: setup ## what nine related systems do otherwise, on the same data, and every choice against what it costs (mini: about eight minutes more)
 $(APART):
 	@$(MAKE) -f "$(HERE)/Makefile" --no-print-directory -j$(JOBS) $@-stages DAG="$(RECIPE) $(call table,$@)"
 	@$(PY) -m bezoar_utils.report.pages --profile $(PROFILE) --if-changed
@@ -152,7 +152,7 @@ doctor: setup ## what this machine lacks for PROFILE: packages, GPU, disk, keys,
 rehearse: setup ## the whole of PROFILE=paper on stand-ins, offline, a handful of rows and steps; with DATA=folder on your own rows, MODELS=folder with real models or tokenizers
 	@$(PY) -m bezoar_utils.rehearsal --profile $(PROFILE) --jobs $(JOBS) $(if $(DATA),--data "$(DATA)") $(if $(MODELS),--models "$(MODELS)")
 
-rehearse-all: setup ## every profile in profiles/, one after another (about 15 minutes)
+rehearse-all: setup ## every profile in profiles/, one after another (about 20 minutes)
 	@set -e; for profile in $(basename $(notdir $(wildcard profiles/*.yaml))); do \
 	  $(PY) -m bezoar_utils.rehearsal --profile $$profile --jobs $(JOBS); done
 
