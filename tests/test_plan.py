@@ -67,6 +67,13 @@ def test_stages_a_profile_does_not_run_make_no_calls(paid):
     assert "20_judge_filter" not in {row["stage"] for row in plan.expected_calls(load_profile("released"))}
 
 
+def test_released_rows_that_a_judge_of_your_own_reads_are_calls_of_it_too():
+    released = load_profile("released")
+    judging = released.judge_filter.model_copy(update={"verdicts": "judge", "repeat_rows": 0})
+    rows = plan.expected_calls(released.model_copy(update={"judge_filter": judging}))
+    assert {row["stage"]: row["calls"] for row in rows}["20_judge_filter"] == released.plan.work.sft_rows
+
+
 def test_the_chapters_beside_the_recipe_ask_the_judge_of_each_models_replies():
     mini = load_profile("mini")
     calls = {row["stage"]: row["calls"] for row in plan.expected_calls(mini)}

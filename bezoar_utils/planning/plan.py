@@ -22,7 +22,9 @@ def expected_calls(profile: Profile) -> list[dict]:
     prompts, instructions = lists + lamini.magpie_calls, lists * lamini.instructions_per_call + lamini.magpie_calls
     queries = sum(profile.orca.per_collection.values())
     evolutions = evol.seeds_per_category * profile.plan.seed_categories * evol.epochs
-    judged = instructions + queries + evolutions if judging.verdicts == "judge" else 0
+    taken = any(scheme.released for scheme in (lamini, profile.orca, evol))  # how many rows those are, the plan's work says
+    released = (profile.plan.work.sft_rows if profile.plan.work else 1) if taken else 0
+    judged = instructions + queries + evolutions + released if judging.verdicts == "judge" else 0
     again = judging.repeat_rows if judged else 0  # asked anew, in the other order, longer, with a plea
     turns = 2 * profile.plan.questions
     graded = len(profile.checkpoints) * turns
