@@ -1,7 +1,7 @@
 import pytest
 from recipes import LORA, ROWS, recipe, silent
 
-from bezoar_utils.training import launch, models, sft
+from bezoar_utils.training import dpo, launch, models, sft
 from bezoar_utils.training.loop import TrainingError
 
 # 32 rows to train on, so that an epoch ends with a whole batch in one process and in two
@@ -46,3 +46,20 @@ def test_one_process_trains_in_the_chapter_itself(tmp_path, model_folder, tokeni
     monkeypatch.setattr(launch, "train_apart", None)
     model, _ = train(model_folder, tokenizer, tmp_path, ONE, {"steps": 3})
     assert isinstance(model, models.load_model(model_folder).__class__) is False  # it carries an adapter
+
+
+def test_a_moving_reference_follows_in_two_processes_as_in_one(tmp_path, model_folder, tokenizer):
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"Sure: {n}" + " again" * (n % 3), "rejected": f"No: {n}"} for n in range(20)]
+    examples, _ = dpo.dpo_examples(tokenizer, pairs, 256)
+    changes = {"method": "tr_dpo", "sync_every": 2, "sync_weight": 1.0, "nll_weight": 0.0, "steps": 6, "batch_size": 4, "seed": 3}
+    changes |= {"lora": LORA | {"dropout": 0.0}, "threads": 1, "validate_every": 6, "learning_rate": 2e-3}
+    logs = []
+    for where, accumulation in ((ONE, 2), (TWO, 1)):
+        models.prepare_torch(threads=1, seed=3)
+        folder = tmp_path / str(where["processes"])
+        folder.mkdir()
+        asked = recipe("50_dpo", **changes, accumulation=accumulation, launch=where)
+        model, log = dpo.train(examples[:16], examples[16:], model_folder, tokenizer, asked, folder=folder, progress=silent)
+        logs.append([row["rewards/margins"] for row in log if "loss" in row])
+        assert list(model.peft_config) == ["default"]
+    assert max(abs(a - b) for a, b in zip(*logs)) < 0.02 and max(map(abs, logs[0])) > 0.02
