@@ -8,6 +8,7 @@ notebook is never taken for a finished one.
 import argparse
 import ast
 import contextlib
+import logging
 import os
 import subprocess
 import sys
@@ -159,6 +160,8 @@ def execute(stage: str, profile_name: str, profile: Profile, reads: list[str], f
     """Run the chapter into `chapter.partial.ipynb`. A setting of the kernels that is in the environment already is respected."""
     import papermill
 
+    # its parser stumbles over an = in a comment and warns of a parameter that it does not know; our own check has gone before
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["BEZOAR_READS"] = " ".join(reads)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(CODE), *filter(None, [os.environ.get("PYTHONPATH")])])
     kernels = precision.same_kernels(profile.precision, precision.cpu_flags())
