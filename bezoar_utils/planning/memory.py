@@ -276,11 +276,12 @@ def _passes_apart(profile: Profile) -> dict[str, float]:
     """As `_training_passes`, of the chapters beside the recipe: their trainings alone, validations and searches not included."""
     tests, reward, merge, smaller = profile.ablations, profile.reward, profile.merge, profile.smaller
     filtered, preferred = 12 + len(tests.ranks), 2 + len(tests.methods) + len(tests.dpo_rates)  # trainings of chapter 80
+    pairs = profile.dpo.rows * (1 - reward.validation_share)
     steps: dict[str, list[tuple[Recipe, int]]] = {
         "80_ablations": [(profile.filter_test, filtered * tests.steps), (profile.dpo, preferred * tests.dpo_steps)],
         # the reward model; three choices of rows; nine trainings on pairs, of one to three rounds' steps
         "81_reward": [
-            (reward, reward.steps or 0),
+            (reward, reward.steps or round((reward.epochs or 0) * pairs / (reward.batch_size * reward.accumulation))),
             (profile.filter_test, 3 * reward.filter_steps),
             (profile.dpo, 15 * reward.round_steps),
         ],
