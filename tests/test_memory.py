@@ -149,7 +149,7 @@ def test_hours_beside_the_recipe_are_those_of_its_trainings():
     hours, merge = memory.stage_hours(released), released.merge
     tokens = 8 * merge.steps * 16 * 350  # eight trainings' worth, 16 rows a step, 350 tokens a row
     assert hours["82_merge"] == pytest.approx(3 * tokens * 2 * 3_426_473_600 / (165.2e12 * 0.3) / 3600)
-    # 1,531 steps of the reward model's 64 pairs and 15 rounds' of DPO's, two replies of 250 tokens each; 3 x 225 steps of the filter's test
+    # the reward model's 1,531 steps and 15 rounds of 200, 64 pairs each, two replies of 250 tokens; three of the filter's test
     tokens = (1531 + 15 * 200) * 64 * 2 * 250 + 3 * 225 * 16 * 350
     assert hours["81_reward"] == pytest.approx(3 * tokens * 2 * 3_426_473_600 / (165.2e12 * 0.3) / 3600)
     thrice = released.model_copy(update={"merge": merge.model_copy(update={"seeds": 3})})
