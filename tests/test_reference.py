@@ -107,7 +107,8 @@ def test_each_replicate_lies_where_the_others_put_it(run):
 
 def as_if(broken, of):
     """The metrics of a checkpoint that came out as the one before it."""
-    return {name: COMMITTED[name.replace(broken, of)]["value"] for name in COMMITTED if name.endswith(f"/{broken}")}
+    before = {name: name.replace(broken, of) for name in COMMITTED if name.endswith(f"/{broken}")}
+    return {name: COMMITTED[other]["value"] for name, other in before.items() if other in COMMITTED}
 
 
 BROKEN = {
