@@ -99,6 +99,12 @@ def test_a_task_within_a_group_may_have_examples_of_its_own_and_a_near_miss_is_t
         benchmarks.open_tasks(mmlu, stage, {"mmlu_lw": 5})
 
 
+def test_one_task_alone_is_opened_whatever_examples_the_others_have(stage):
+    evaluation = {"tasks": ["answers", "mmlu"], "tasks_from": "00_miniature/tasks"}
+    (task,) = benchmarks.open_tasks(evaluation, stage, {"answers": 2, "mmlu": 5, "mmlu_art": 0}, only="answers")
+    assert (task.config.task, task.config.num_fewshot) == ("answers", 2)
+
+
 def test_names_are_held_against_the_harness_without_any_data():
     groups = {"tasks": ["mmlu", "ai2_arc", "boolq"], "tasks_from": None}
     assert benchmarks.unknown_names(groups, {"mmlu": 5, "mmlu_anatomy": 3, "arc_easy": 1, "boolq": 0}) == []

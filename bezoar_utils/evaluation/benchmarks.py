@@ -51,13 +51,14 @@ PUBLISHED = {
 }
 
 
-def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -> list:
-    """The profile's tasks: files of a stage or a folder (`tasks_from`), or the harness's own by name, which the hub holds.
+def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None, only: str | None = None) -> list:
+    """The profile's tasks, or `only` that one: files of a stage or a folder (`tasks_from`), or the harness's own by name, which the
+    hub holds.
 
     `fewshot` is examples per prompt, by task or group of tasks, a task within a group before the group; others keep what the task
     itself says. Raises ValueError for a task that does not exist, or whose data cannot be read.
     """
-    names, fewshot, found = evaluation["tasks"], fewshot or {}, set(evaluation["tasks"])
+    names, fewshot, found = [only] if only else evaluation["tasks"], fewshot or {}, set(evaluation["tasks"])
     folder, opened = _folder_of(evaluation["tasks_from"], names, stage), []
     for name in names:
         tasks = [load_task(folder, name)] if folder else harness_task(name)
@@ -67,7 +68,8 @@ def open_tasks(evaluation: dict, stage, fewshot: dict[str, int] | None = None) -
             if shots is not None:
                 task.set_config("num_fewshot", shots)
         opened += tasks
-    if unknown := [_stranger(name, found) for name in fewshot if name not in found]:
+    # what a group that is not opened holds is not known here
+    if unknown := [_stranger(name, found) for name in fewshot if name not in found and not only]:
         raise ValueError("; ".join(unknown))
     return opened
 
