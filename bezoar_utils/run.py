@@ -72,18 +72,9 @@ def show_plan(profile_name: str, dag: dict[str, list[str]]) -> int:
         total = sum(expected_seconds(profile_name, s) or 0 for s in stages if s in reasons)
         work = f", about {clock(total)} of work" if total else ""
         print(f"make {target}: {len([s for s in stages if s in reasons])} of {len(stages)} stages would run{work}")
-    print(
-        "\n".join(
-            [
-                "",
-                "estimated calls (tokens and speed are the values under `plan` in the profile):",
-                *plan.call_lines(profile_name, profile),
-                "",
-                *plan.gpu_lines(profile),
-            ]
-        ),
-        flush=True,
-    )
+    calls = ["", "estimated calls (tokens and speed are the values under `plan` in the profile):"]
+    calls += plan.call_lines(profile_name, profile)
+    print(*calls, "", *plan.gpu_lines(profile), sep="\n", flush=True)
     refused, unanswered = doctor.hub_refusals(profile)
     unasked = ["the hub does not answer, so whether its models and sets are there and open was not seen"] * unanswered
     for note in [*preflight.notes(profile), *unasked]:

@@ -265,23 +265,31 @@ def _training_passes(profile: Profile, stage: str, recipe: Recipe) -> float:
     sequences, _ = _held(recipe)
     work, step = profile.plan.work, recipe.batch_size * recipe.accumulation
     rows, schemes = (work.sft_rows, len(profile.sft.order)) if isinstance(recipe, Sft | FilterTest) else (recipe.rows, 1)
-    steps = recipe.steps * schemes if recipe.steps else rows * (1 - recipe.validation_share) * recipe.epochs / step
+    steps = _steps(recipe, rows) * (schemes if recipe.steps else 1)
     validated = steps / recipe.validate_every * rows / schemes * recipe.validation_share
     referred = rows if isinstance(recipe, Dpo) else 0
-    passes = (3 if recipe.gradient_checkpointing else 2) * steps * step + validated + referred
+    passes = _passes_a_row(recipe) * steps * step + validated + referred
     return passes * work.tokens_per_row.get(stage, recipe.max_length) * sequences
+
+
+def _steps(recipe: Recipe, rows: int) -> float:
+    """Of a training on these rows, of which it holds some back."""
+    return recipe.steps or rows * (1 - recipe.validation_share) * recipe.epochs / (recipe.batch_size * recipe.accumulation)
+
+
+def _passes_a_row(recipe: Recipe) -> int:
+    return 3 if recipe.gradient_checkpointing else 2
 
 
 def _passes_apart(profile: Profile) -> dict[str, float]:
     """As `_training_passes`, of the chapters beside the recipe: their trainings alone, validations and searches not included."""
     tests, reward, merge, smaller = profile.ablations, profile.reward, profile.merge, profile.smaller
     filtered, preferred = 12 + len(tests.ranks), 2 + len(tests.methods) + len(tests.dpo_rates)  # trainings of chapter 80
-    pairs = profile.dpo.rows * (1 - reward.validation_share)
     steps: dict[str, list[tuple[Recipe, int]]] = {
         "80_ablations": [(profile.filter_test, filtered * tests.steps), (profile.dpo, preferred * tests.dpo_steps)],
         # the reward model; three choices of rows; nine trainings on pairs, of one to three rounds' steps
         "81_reward": [
-            (reward, reward.steps or round((reward.epochs or 0) * pairs / (reward.batch_size * reward.accumulation))),
+            (reward, round(_steps(reward, profile.dpo.rows))),
             (profile.filter_test, 3 * reward.filter_steps),
             (profile.dpo, 15 * reward.round_steps),
         ],
@@ -296,7 +304,7 @@ def _step_passes(profile: Profile, recipe: Recipe, steps: int) -> float:
     """Tokens of so many steps, each as often as it costs 2 N FLOPs; rows are as long as those of the recipe's own stage."""
     like = "50_dpo" if isinstance(recipe, Dpo | Reward) else "30_sft"
     tokens = profile.plan.work.tokens_per_row.get(like, recipe.max_length) * _held(recipe)[0]
-    return (3 if recipe.gradient_checkpointing else 2) * steps * recipe.batch_size * recipe.accumulation * tokens
+    return _passes_a_row(recipe) * steps * recipe.batch_size * recipe.accumulation * tokens
 
 
 def _answer_hours(profile: Profile, count: int, new_tokens: int, prompt_tokens: int) -> float:

@@ -72,12 +72,11 @@ def compare(expected: dict[str, dict], actual: dict[str, dict], spread: dict[str
     problems += [f"gone: {name}" for name in expected if name not in actual and _stage(name) in run_stages]
     notes += [f"new: {name}, which is not in the reference" for name in actual if name not in expected]
     moves, common, likes = {}, [name for name in expected if name in actual], shared_spread(spread)
-    beside = Counter(_stage(name) for name in common if _stage(name) in APART and name not in spread)
+    unchecked = [name for name in common if name not in spread]
+    beside = Counter(stage for name in unchecked if (stage := _stage(name)) in APART)
     notes += [f"not checked: {n} numbers of {stage}, which no replicate runs" for stage, n in beside.items()]
-    for name in common:
-        if name not in spread:
-            notes += [f"not checked: {name}, of which there are no replicates"] if _stage(name) not in APART else []
-            continue
+    notes += [f"not checked: {name}, of which there are no replicates" for name in unchecked if _stage(name) not in APART]
+    for name in (name for name in common if name in spread):
         problem, moves[name] = compare_one(spread[name], actual[name], len(spread), likes)
         if problem:
             problems.append(f"{name}: {problem}")

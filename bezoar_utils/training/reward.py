@@ -107,7 +107,7 @@ def padding(tokenizer) -> int:
 
 
 def require_reward_model(folder: Path, weights: list[float]) -> int:
-    """How many numbers a reply the model in a folder gives. Raises ValueError for a model that is no reward model, or whose numbers
+    """How many numbers a reply the model in a folder gives. Raises ValueError for a model that is not one, or whose numbers
     are not as many as the `weights` that make one of them."""
     from transformers import AutoConfig
 
